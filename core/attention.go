@@ -1,0 +1,123 @@
+package core
+
+import (
+	"context"
+
+	"github.com/trivium-ml/trivium/core/tensor"
+)
+
+// AttentionStrategy decides which keys a query looks at. Selecting blocks is
+// all a strategy must do; the shared kernel then attends to them. One that
+// computes the output in its own way also implements Attender.
+type AttentionStrategy interface {
+	Strategy
+	// Select chooses tiles. It borrows the tensors of req until it returns and
+	// does not look at Output and LSE.
+	Select(ctx context.Context, req *AttentionRequest) (*Selection, error)
+}
+
+// Attender is an AttentionStrategy that computes the output itself.
+type Attender interface {
+	AttentionStrategy
+	// Attend writes req.Output and req.LSE in place. It borrows the tensors of
+	// req until it returns, by when nothing writes to them any more.
+	Attend(ctx context.Context, req *AttentionRequest) (*AttentionResponse, error)
+}
+
+// AttentionRequest is one attention call.
+//
+// Queries and keys lie on one axis of index: query row i of batch row b has
+// index QueryOffset[b]+i, key row j has index j. The sequence of a batch row is
+// [KeyStart[b], KeyEnd[b]); the position of a token is its index minus
+// KeyStart[b]. A query sees key j when j is in the sequence, j <= its own index
+// if Causal, and the distance is below Window if there is one. A causal query
+// whose index lies outside of its sequence is padding: its output is zero and
+// its lse -inf, as for any query that sees no key.
+type AttentionRequest struct {
+	Query *tensor.Tensor // [batch, q_heads, q_len, head_dim], head_dim contiguous
+	Key   *tensor.Tensor // [batch, kv_heads, k_len, head_dim], q_heads a multiple of kv_heads
+	Value *tensor.Tensor // [batch, kv_heads, k_len, head_dim]
+
+	Output *tensor.Tensor // [batch, q_heads, q_len, head_dim], dtype of Query; written
+	LSE    *tensor.Tensor // [batch, q_heads, q_len] float32, natural log; written; nil: not wanted
+
+	QueryOffset []int64 // per batch row; nil: 0
+	KeyStart    []int64 // per batch row; nil: 0
+	KeyEnd      []int64 // per batch row; nil: k_len
+
+	// CuSeqlens packs several sequences into batch row 0: sequence s is the
+	// rows [CuSeqlens[s], CuSeqlens[s+1]) of queries and of keys alike. It
+	// excludes QueryOffset, KeyStart and KeyEnd.
+	CuSeqlens []int64
+
+	Scale   float64 // 0: 1/sqrt(head_dim)
+	Causal  bool
+	Window  int64     // keys at distance >= Window are not seen; 0: no window
+	Softcap float64   // scores become Softcap*tanh(score/Softcap); 0: none
+	Sinks   []float32 // a logit per query head that joins the softmax without a value; nil: none
+
+	Position *PositionPlan // nil: query and key are used as they are
+	Mask     *BlockMask    // the caller's, for strategies that take one
+	Params   Params
+	Layer    int // of the model, for per-layer parameters; -1: unknown
+	Threads  int // 0: all the process may use
+	Seed     int64
+
+	WantMask   bool // return the blocks that were kept
+	ProbeRows  int  // measure coverage on this many random rows of each head; 0: only what is free
+	ForceDense bool // attend to everything, to compare
+}
+
+// Selection is what a strategy chose.
+type Selection struct {
+	Mask *BlockMask // nil: everything, with Reason
+	// Reason says why a strategy chose to attend to everything.
+	Reason string
+	Heads  []HeadReport // by sequence and query head; may be nil
+}
+
+// AttentionResponse is what a call gives back beside its output.
+type AttentionResponse struct {
+	Report Report
+	Mask   *BlockMask // when wanted; nil: everything was attended to
+}
+
+// Report says what was computed, per head, and how long it took.
+type Report struct {
+	Strategy string       `json:"strategy"`
+	Position string       `json:"position,omitempty"`
+	Backend  string       `json:"backend"` // "cpu:avx512"
+	Plugin   string       `json:"plugin,omitempty"`
+	Threads  int          `json:"threads"`
+	Density  float64      `json:"density"`            // kept tiles / (causal) tiles, over all heads
+	Coverage *float64     `json:"coverage,omitempty"` // mean over heads; nil: not measured
+	Times    Times        `json:"times"`
+	Heads    []HeadReport `json:"heads,omitempty"` // by sequence and query head
+	Notes    []string     `json:"notes,omitempty"` // each fallback, copy, dropped capability
+}
+
+// Times are wall-clock milliseconds.
+type Times struct {
+	Select    float64 `json:"select_ms"`
+	Attend    float64 `json:"attend_ms"`
+	Transport float64 `json:"transport_ms"`
+	Copy      float64 `json:"copy_ms"`
+}
+
+// HeadReport is what happened to one query head of one sequence.
+type HeadReport struct {
+	Sequence int    `json:"sequence"`
+	Head     int    `json:"head"`
+	Pattern  string `json:"pattern"` // "dense", "vertical_slash", "query_aware", ...
+	Kept     int64  `json:"kept_blocks"`
+	Blocks   int64  `json:"blocks"`
+	// Density is Kept / Blocks.
+	Density float64 `json:"density"`
+	// Coverage is the attention mass kept, mean over ProbeRows rows, with the
+	// dense softmax of those rows as the measure; nil: not measured.
+	Coverage      *float64 `json:"coverage,omitempty"`
+	CoverageLower *float64 `json:"coverage_lower,omitempty"` // confidence bound over all rows
+	ProbeRows     int      `json:"probe_rows,omitempty"`
+	JSDistance    *float64 `json:"js_distance,omitempty"` // FlexPrefill's sqrt(JSD)
+	BlocksAdded   int64    `json:"blocks_added,omitempty"`
+}

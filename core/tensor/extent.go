@@ -1,0 +1,59 @@
+package tensor
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Extent is a range of bytes of an open file, which it borrows. It is how the
+// numbers of a checkpoint are named: no bytes move until somebody maps them.
+type Extent struct {
+	File     *os.File
+	Offset   int64
+	Size     int64
+	Writable bool
+}
+
+// Mapping is a part of a file in memory.
+type Mapping struct {
+	bytes []byte // as asked for
+	pages []byte // as mapped
+}
+
+// Map maps length bytes from start of the extent, shared with the page cache.
+// The caller calls Close.
+func (e Extent) Map(start, length int64) (*Mapping, error) {
+	if start < 0 || length < 0 || start > e.Size || length > e.Size-start {
+		return nil, fmt.Errorf("bytes [%d, %d) of an extent of %d", start, start+length, e.Size)
+	}
+	if length == 0 {
+		return &Mapping{}, nil
+	}
+	protection := unix.PROT_READ
+	if e.Writable {
+		protection |= unix.PROT_WRITE
+	}
+	page := int64(os.Getpagesize())
+	at := e.Offset + start
+	slack := at % page
+	pages, err := unix.Mmap(int(e.File.Fd()), at-slack, int(length+slack), protection, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes of %s at %d: %w", length, e.File.Name(), at, err)
+	}
+	return &Mapping{bytes: pages[slack:], pages: pages}, nil
+}
+
+// Bytes is the mapped memory, valid until Close.
+func (m *Mapping) Bytes() []byte { return m.bytes }
+
+// Close unmaps.
+func (m *Mapping) Close() error {
+	if m.pages == nil {
+		return nil
+	}
+	pages := m.pages
+	m.pages, m.bytes = nil, nil
+	return unix.Munmap(pages)
+}

@@ -1,0 +1,177 @@
+// Package hardware runs the operations that strategies are made of, on a
+// device. It knows no strategy and no wire format: only pointers, strides and
+// numbers.
+package hardware
+
+import (
+	"context"
+	"unsafe"
+)
+
+// Dtype is the element type of a matrix.
+type Dtype uint8
+
+// The element types kernels take.
+const (
+	Float32 Dtype = iota
+	BFloat16
+	Float16
+)
+
+// Size is the bytes of one element.
+func (d Dtype) Size() int {
+	if d == Float32 {
+		return 4
+	}
+	return 2
+}
+
+// Matrix is the rows of one head, borrowed: row r starts at Data +
+// r*Stride elements, its columns are contiguous.
+type Matrix struct {
+	Data   unsafe.Pointer
+	Dtype  Dtype
+	Rows   int
+	Cols   int
+	Stride int // elements
+}
+
+// Sequence is one sequence of a batch: position 0 is its first key. A causal
+// sequence has only queries with a position in [0, key rows).
+type Sequence struct {
+	Query  []Matrix // a matrix for each query head
+	Key    []Matrix // for each kv head
+	Value  []Matrix
+	Output []Matrix    // for each query head; written by Attend
+	LSE    [][]float32 // for each query head, a value per query row; written by Attend; nil: not wanted
+	Offset int         // position of query row 0
+}
+
+// Rule maps a true position i to min(Scale*floor((i mod Modulo)/Group)+Offset, Limit);
+// Modulo 0, Group 0 or 1 and Limit 0 mean none.
+type Rule struct {
+	Modulo, Group        int64
+	Scale, Offset, Limit float64
+}
+
+// Band is a region of relative distance, floor(m/Chunk)-floor(n/Chunk) in
+// [Low, High), in which queries and keys are taken at other positions.
+type Band struct {
+	Chunk, Low, High int64
+	Query, Key       Rule
+}
+
+// Positions says how scores depend on positions: query and key arrive rotated
+// by Applied at their true positions and are scored as if rotated by InvFreq at
+// the positions of their band. Angles are computed in float64.
+type Positions struct {
+	Applied     []float64 // radians per token, rotary_dim/2 of them
+	InvFreq     []float64
+	Scale       float64 // multiplies the score, once
+	Interleaved bool
+	Bands       []Band // cover every distance exactly once
+}
+
+// Problem is what all operations of one attention call share.
+type Problem struct {
+	Sequences []Sequence
+	Scale     float64 // of the scores; never 0
+	Causal    bool
+	Window    int64     // 0: none
+	Softcap   float64   // 0: none
+	Sinks     []float32 // a logit for each query head; nil: none
+	Positions *Positions
+	Threads   int // 0: all
+}
+
+// Blocks is the block mask of one query head of one sequence, in compressed
+// rows: row I (counted from the sequence's first query block, which is
+// Offset/Size) keeps the key blocks Columns[RowPtr[I]:RowPtr[I+1]].
+type Blocks struct {
+	Size    int // a multiple of 16
+	RowPtr  []int64
+	Columns []int32 // sorted within a row
+}
+
+// Backend is the kernels of one device.
+type Backend interface {
+	// Name is the device and its instruction set: "cpu:avx512".
+	Name() string
+	// Prepare packs keys and values once for all operations of a call and
+	// rotates what the bands need. The caller closes the session; it borrows
+	// the matrices of p until then.
+	Prepare(ctx context.Context, p *Problem) (Session, error)
+	// WeightedSum adds up checkpoints: for each candidate c,
+	// out[c][i] = sum over s of weights[c][s]*in[s][i], accumulated in float32,
+	// or float64 when wide, in source order, rounded once to the nearest even.
+	// It returns the number of non-finite elements of each source.
+	WeightedSum(ctx context.Context, out, in []Vector, weights [][]float64, wide bool, threads int) ([]int64, error)
+}
+
+// Session is a prepared attention call.
+type Session interface {
+	// Attend writes Output and LSE of every sequence. masks has the Blocks of
+	// each query head, sequence by sequence; nil: every key that is visible.
+	// Rows that see no key are zero with an LSE of -Inf.
+	Attend(ctx context.Context, masks []Blocks) error
+	// Representative scores the last rows of each query head against all keys:
+	// see RepresentativeScores.
+	Representative(ctx context.Context, rows int) ([]RepresentativeScores, error)
+	// RowMass computes the exact softmax of chosen rows against all visible
+	// keys, summed over key blocks.
+	RowMass(ctx context.Context, rows []RowSet, blockSize int) ([]RowMass, error)
+	// Pool averages the rows of each block of blockSize positions, in float32:
+	// queries of each query head when query, else keys of each kv head, sequence
+	// by sequence. The result of head h has a row per block. Queries are pooled
+	// by blocks of their position; the last (and, in a chunk, the first) block
+	// is the mean over the rows it has. Positions bands are not applied.
+	Pool(ctx context.Context, query bool, blockSize int) ([]Pooled, error)
+	Close()
+}
+
+// RepresentativeScores are sums over the softmax A of the last rows of a query
+// head, at token level (FlexPrefill, arXiv 2502.20766).
+type RepresentativeScores struct {
+	Columns []float32 // [key rows] mean over rows of A[:, j]
+	Slashes []float32 // [key rows] sum of A over pairs at distance o, divided by the number of rows
+	LSE     []float32 // [rows] natural log
+	Rows    int       // how many there were
+}
+
+// RowSet picks query rows of one head.
+type RowSet struct {
+	Sequence, Head int
+	Rows           []int32 // row numbers in the sequence's query matrix
+}
+
+// RowMass is the result for one RowSet.
+type RowMass struct {
+	Mass []float32 // [rows, key blocks] softmax mass in each key block, rows sum to 1
+	LSE  []float32 // [rows] natural log, sinks not included
+}
+
+// Pooled is block means of one head, row-major.
+type Pooled struct {
+	Blocks, Dim int
+	Data        []float32
+}
+
+// Vector is elements of one dtype in memory.
+type Vector struct {
+	Data  unsafe.Pointer
+	Dtype VectorDtype
+	Len   int64
+}
+
+// VectorDtype is an element type of a checkpoint.
+type VectorDtype uint8
+
+// The element types checkpoints are merged in.
+const (
+	VectorFloat32 VectorDtype = iota
+	VectorBFloat16
+	VectorFloat16
+	VectorFloat64
+	VectorFloat8E4M3
+	VectorFloat8E5M2
+)
