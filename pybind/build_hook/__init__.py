@@ -1,0 +1,1 @@
+"""Builds the native parts of the wheel: the library that gopy binds and the plugin."""

@@ -1,0 +1,110 @@
+package pybind
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/trivium-ml/trivium/core"
+)
+
+// job is one submitted call. done is closed after result and err are set.
+type job struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	result string
+	err    error
+}
+
+// jobTable owns every job from its start until its result is collected or forgotten.
+type jobTable struct {
+	mu   sync.Mutex
+	last int64
+	jobs map[int64]*job
+}
+
+// jobs is the table of this process.
+var jobs = newJobTable()
+
+func newJobTable() *jobTable {
+	return &jobTable{jobs: make(map[int64]*job)}
+}
+
+// start runs work in a goroutine of its own; a positive timeout bounds it.
+func (t *jobTable) start(timeout time.Duration, work func(context.Context) (string, error)) int64 {
+	ctx, cancel := context.WithCancel(context.Background())
+	if timeout > 0 {
+		ctx, cancel = context.WithTimeout(context.Background(), timeout)
+	}
+	j := &job{cancel: cancel, done: make(chan struct{})}
+	t.mu.Lock()
+	t.last++
+	id := t.last
+	t.jobs[id] = j
+	t.mu.Unlock()
+	go j.run(ctx, work)
+	return id
+}
+
+func (j *job) run(ctx context.Context, work func(context.Context) (string, error)) {
+	defer close(j.done)
+	defer j.cancel()
+	defer func() {
+		if cause := recover(); cause != nil {
+			j.result, j.err = "", panicError(cause)
+		}
+	}()
+	j.result, j.err = work(ctx)
+}
+
+func (t *jobTable) find(id int64) (*job, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	j, ok := t.jobs[id]
+	if !ok {
+		return nil, core.Invalid("", "job %d is unknown: its result was collected or forgotten", id)
+	}
+	return j, nil
+}
+
+// wait gives "" while the job still runs after limit. Otherwise it hands over the
+// result and drops the job.
+func (t *jobTable) wait(id int64, limit time.Duration) (string, error) {
+	j, err := t.find(id)
+	if err != nil {
+		return "", err
+	}
+	if !j.finished(limit) {
+		return "", nil
+	}
+	t.drop(id)
+	return j.result, j.err
+}
+
+func (j *job) finished(limit time.Duration) bool {
+	select {
+	case <-j.done:
+		return true
+	default:
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-j.done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+func (t *jobTable) drop(id int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.jobs, id)
+}
+
+func (t *jobTable) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.jobs)
+}

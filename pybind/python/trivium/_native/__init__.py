@@ -1,0 +1,1 @@
+"""The library built from the Go package ./pybind. Use `trivium._bridge`, not this."""

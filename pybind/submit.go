@@ -1,0 +1,78 @@
+package pybind
+
+import (
+	"context"
+	"time"
+
+	"github.com/trivium-ml/trivium/core"
+)
+
+// operation is what Submit can run: JSON in, JSON out. It must return soon after ctx
+// ends, since Python keeps the tensors of the request alive until then.
+type operation func(ctx context.Context, request string) (string, error)
+
+// Submit starts an operation and returns its job. timeout is in milliseconds, 0 is none.
+func Submit(name string, request string, timeout int64) (id int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	run, ok := operations[name]
+	if !ok {
+		return 0, core.Invalid("", "operation %q is unknown", name)
+	}
+	if timeout < 0 {
+		return 0, core.Invalid("", "timeout %d ms: want 0 or more", timeout)
+	}
+	return jobs.start(time.Duration(timeout)*time.Millisecond, func(ctx context.Context) (string, error) {
+		return run(ctx, request)
+	}), nil
+}
+
+// Wait gives "" while the job still runs after so many milliseconds, else its result.
+// A result or an error is handed over once; the job is gone after that.
+func Wait(job int64, milliseconds int64) (result string, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return "", err
+	}
+	return jobs.wait(job, time.Duration(milliseconds)*time.Millisecond)
+}
+
+// Cancel asks the job to stop and returns at once; Wait then says how it ended.
+func Cancel(job int64) (id int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	j, err := jobs.find(job)
+	if err != nil {
+		return 0, err
+	}
+	j.cancel()
+	return job, nil
+}
+
+// Forget cancels the job and drops it; nobody will see its result.
+func Forget(job int64) (id int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	j, err := jobs.find(job)
+	if err != nil {
+		return 0, err
+	}
+	j.cancel()
+	jobs.drop(job)
+	return job, nil
+}
+
+// Jobs counts the jobs that were neither collected nor forgotten.
+func Jobs() (count int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	return int64(jobs.count()), nil
+}
