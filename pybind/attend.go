@@ -1,0 +1,131 @@
+package pybind
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/trivium-ml/trivium/core"
+)
+
+// attendRequest is what trivium.attention and trivium.select send.
+type attendRequest struct {
+	Engine   int64  `json:"engine"`
+	Strategy string `json:"strategy"`
+
+	Query  *array `json:"query"`
+	Key    *array `json:"key"`
+	Value  *array `json:"value"`
+	Output *array `json:"output"`
+	LSE    *array `json:"lse"`
+
+	QueryOffset []int64   `json:"q_offset"`
+	KeyStart    []int64   `json:"k_start"`
+	KeyEnd      []int64   `json:"k_end"`
+	CuSeqlens   []int64   `json:"cu_seqlens"`
+	Scale       float64   `json:"scale"`
+	Causal      bool      `json:"causal"`
+	Window      int64     `json:"window"`
+	Softcap     float64   `json:"softcap"`
+	Sinks       []float32 `json:"sinks"`
+
+	Plan      int64       `json:"plan"` // of operation "plan"; 0: none
+	Mask      *maskArrays `json:"mask"`
+	Params    core.Params `json:"params"`
+	Layer     int         `json:"layer"`
+	Threads   int         `json:"threads"`
+	Seed      int64       `json:"seed"`
+	WantMask  bool        `json:"want_mask"`
+	ProbeRows int         `json:"probe_rows"`
+	Report    bool        `json:"report"`
+}
+
+// attendResult is what they get back.
+type attendResult struct {
+	Report *core.Report `json:"report,omitempty"`
+	Mask   *maskHandle  `json:"mask,omitempty"`
+}
+
+func attend(ctx context.Context, request string) (string, error) {
+	e, strategy, req, err := parseAttend(request)
+	if err != nil {
+		return "", err
+	}
+	response, err := e.Attend(ctx, strategy, &req.AttentionRequest)
+	if err != nil {
+		return "", err
+	}
+	if !req.report && response.Mask == nil {
+		return "{}", nil
+	}
+	result := attendResult{Mask: holdMask(response.Mask)}
+	if req.report {
+		result.Report = &response.Report
+	}
+	return marshal(result)
+}
+
+// selectResult is a selection; without a mask everything is attended to.
+type selectResult struct {
+	Mask   *maskHandle       `json:"mask"`
+	Reason string            `json:"reason"`
+	Heads  []core.HeadReport `json:"heads"`
+}
+
+func selectBlocks(ctx context.Context, request string) (string, error) {
+	e, strategy, req, err := parseAttend(request)
+	if err != nil {
+		return "", err
+	}
+	selection, err := e.Select(ctx, strategy, &req.AttentionRequest)
+	if err != nil {
+		return "", err
+	}
+	return marshal(selectResult{holdMask(selection.Mask), selection.Reason, selection.Heads})
+}
+
+// attendCall is a request with what only this border needs.
+type attendCall struct {
+	core.AttentionRequest
+	report bool
+}
+
+func parseAttend(request string) (*engine, string, *attendCall, error) {
+	var in attendRequest
+	if err := unmarshal(request, &in); err != nil {
+		return nil, "", nil, err
+	}
+	e, err := engines.find(in.Engine)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	req := &attendCall{report: in.Report, AttentionRequest: core.AttentionRequest{
+		QueryOffset: in.QueryOffset, KeyStart: in.KeyStart, KeyEnd: in.KeyEnd, CuSeqlens: in.CuSeqlens,
+		Scale: in.Scale, Causal: in.Causal, Window: in.Window, Softcap: in.Softcap, Sinks: in.Sinks,
+		Params: in.Params, Layer: in.Layer, Threads: in.Threads, Seed: in.Seed,
+		WantMask: in.WantMask, ProbeRows: in.ProbeRows,
+	}}
+	if err := tensors(namedArray{"query", in.Query, &req.Query}, namedArray{"key", in.Key, &req.Key},
+		namedArray{"value", in.Value, &req.Value}, namedArray{"output", in.Output, &req.Output},
+		namedArray{"lse", in.LSE, &req.LSE}); err != nil {
+		return nil, "", nil, err
+	}
+	if in.Plan != 0 {
+		if req.Position, err = plans.find(in.Plan); err != nil {
+			return nil, "", nil, err
+		}
+	}
+	req.Mask, err = in.Mask.blockMask(&req.AttentionRequest)
+	return e, in.Strategy, req, err
+}
+
+func unmarshal(request string, into any) error {
+	if err := json.Unmarshal([]byte(request), into); err != nil {
+		return core.Invalid("", "request: %v", err)
+	}
+	return nil
+}
+
+func marshal(result any) (string, error) {
+	text, err := json.Marshal(result)
+	return string(text), err
+}

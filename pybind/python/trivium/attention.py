@@ -1,0 +1,384 @@
+"""Attention over numpy, torch and Arrow tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from trivium import _bridge, _tensor
+from trivium._engine import Engine, default_engine
+from trivium._errors import InvalidArgument
+from trivium.masks import BlockMask
+from trivium.positions import Position, PositionPlan, position as position_strategy
+from trivium.report import Report
+
+Layout = Literal["bhnd", "bnhd"]
+Tensor = Any  # numpy, torch (CPU), or anything with __dlpack__ or __arrow_c_array__
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention strategy with its parameters, for :func:`trivium.patch` and evaluation arms."""
+
+    strategy: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        params = "".join(f", {k}={v!r}" for k, v in self.params.items())
+        return f"trivium.attention({self.strategy!r}{params})"
+
+
+@overload
+def attention(q: str, **params: Any) -> Attention: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    strategy: str | Attention = ...,
+    position: str | Position | PositionPlan | None = ...,
+    causal: bool = ...,
+    scale: float | None = ...,
+    q_offset: int | Sequence[int] = ...,
+    k_start: Sequence[int] | None = ...,
+    k_end: Sequence[int] | None = ...,
+    cu_seqlens: Sequence[int] | None = ...,
+    window: int | None = ...,
+    softcap: float | None = ...,
+    sinks: Sequence[float] | npt.NDArray[Any] | None = ...,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None = ...,
+    rope_theta: float | None = ...,
+    layout: Layout = ...,
+    mask: BlockMask | npt.NDArray[np.bool_] | None = ...,
+    block_size: int | None = ...,
+    probe_rows: int = ...,
+    return_lse: bool = ...,
+    return_report: bool = ...,
+    return_mask: bool = ...,
+    device: str | None = ...,
+    timeout: float | None = ...,
+    threads: int = ...,
+    seed: int = ...,
+    layer: int | None = ...,
+    engine: Engine | None = ...,
+    **params: Any,
+) -> Any: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor = None,
+    v: Tensor = None,
+    *,
+    strategy: str | Attention = "flexprefill",
+    position: str | Position | PositionPlan | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    q_offset: int | Sequence[int] = 0,
+    k_start: Sequence[int] | None = None,
+    k_end: Sequence[int] | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Sequence[float] | npt.NDArray[Any] | None = None,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None = None,
+    rope_theta: float | None = None,
+    layout: Layout = "bhnd",
+    mask: BlockMask | npt.NDArray[np.bool_] | None = None,
+    block_size: int | None = None,
+    probe_rows: int = 0,
+    return_lse: bool = False,
+    return_report: bool = False,
+    return_mask: bool = False,
+    device: str | None = None,
+    timeout: float | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    layer: int | None = None,
+    engine: Engine | None = None,
+    **params: Any,
+) -> Any:
+    """Attend, with a strategy that decides which keys a query looks at.
+
+    Query row ``i`` of batch row ``b`` has index ``q_offset[b] + i`` on the axis of the
+    keys; it sees key ``j`` when ``k_start[b] <= j < k_end[b]``, ``j`` is not after it
+    (causal) and their distance is below ``window``. Causal queries outside of
+    ``[k_start, k_end)`` are padding: zeros, with an lse of -inf.
+
+    Parameters
+    ----------
+    q : tensor [batch, q_heads, q_len, head_dim], or str
+        float32, bfloat16 or float16 on the CPU. A string alone names a strategy and
+        gives an :class:`Attention` for :func:`trivium.patch`.
+    k, v : tensor [batch, kv_heads, k_len, head_dim]
+        ``q_heads`` must be a multiple of ``kv_heads``.
+    strategy : str or Attention
+        ``trivium.list("attention")`` shows what there is and ``trivium.info(name)``
+        the parameters that ``**params`` takes.
+    position : str, Position or PositionPlan, optional
+        How positions enter the scores. Query and key come rotated at their true
+        positions, by ``inv_freq`` (radians per token) or ``rope_theta``.
+    scale : float, optional
+        Of the scores; default 1 / sqrt(head_dim).
+    q_offset : int or a value for each batch row
+        Index of the first query: the length of the cache before this chunk.
+    k_start, k_end : a value for each batch row, optional
+        The keys that are there: padding lies outside.
+    cu_seqlens : sequence of int, optional
+        Packed sequences in batch row 0: boundaries 0, ..., q_len.
+    window : int, optional
+        Keys at this distance or farther are not seen.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)``.
+    sinks : float [q_heads], optional
+        A logit for each head that joins the softmax without a value.
+    layout : {"bhnd", "bnhd"}
+        Order of the axes; neither costs a copy.
+    mask : BlockMask or bool [(batch,) heads, query blocks, key blocks], optional
+        For ``strategy="custom"``; a bool array needs ``block_size``.
+    probe_rows : int
+        Measure coverage on so many random rows of each head.
+    return_lse, return_report, return_mask : bool
+        Return also the log-sum-exp [batch, q_heads, q_len] float32 (natural), the
+        :class:`Report`, the :class:`BlockMask` (in the report).
+    device : str, optional
+        Default: where the tensors are.
+    timeout : float, optional
+        Seconds until :class:`DeadlineExceeded`; default none.
+
+    Returns
+    -------
+    out, or (out, lse), (out, report), (out, lse, report)
+        Tensors are of the caller's type, ``out`` in the layout of ``q``.
+
+    Raises
+    ------
+    InvalidArgument
+        Shapes, dtypes or parameters that do not fit, with what would.
+    UnknownStrategy, PluginCrashed, PluginRefused, DeadlineExceeded
+    """
+    if isinstance(q, str):
+        if k is not None or v is not None:
+            raise InvalidArgument("a strategy name and tensors: want either", hint="pass strategy= for the name")
+        return Attention(q, params)
+    if k is None or v is None:
+        raise InvalidArgument("query, key and value are needed")
+    if mask is not None and not isinstance(mask, BlockMask):
+        mask = np.ascontiguousarray(mask)  # held until the call has ended
+    engine = engine or default_engine()
+    query = _tensor.describe(q, "query")
+    inputs = [query, _tensor.describe(k, "key"), _tensor.describe(v, "value")]
+    out = _tensor.empty_like(query)
+    written = _tensor.describe(out, "output")
+    request = _request(
+        engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
+        scale, causal, window, softcap, sinks, mask, block_size, probe_rows, threads, seed, layer, params,
+    )
+    _check_device(device, query)
+    request["output"] = _axes(written, layout)
+    lse = None
+    if return_lse:
+        batch, heads, length = request["query"]["shape"][:3]
+        lse = _tensor.empty((batch, heads, length), "float32", like=query.kind)
+        request["lse"] = _tensor.describe(lse, "lse").request()
+    request["report"] = return_report
+    request["want_mask"] = return_mask
+    result = _bridge.run("attend", request, timeout)
+    if not return_lse and not return_report:
+        return out
+    answer = [out]
+    if return_lse:
+        answer.append(lse)
+    if return_report:
+        kept = result.get("mask")
+        answer.append(Report._from_result(result["report"], BlockMask._from_result(kept, causal) if kept else None))
+    return tuple(answer)
+
+
+def select(
+    q: Tensor,
+    k: Tensor,
+    *,
+    strategy: str | Attention = "flexprefill",
+    position: str | Position | PositionPlan | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    q_offset: int | Sequence[int] = 0,
+    k_start: Sequence[int] | None = None,
+    k_end: Sequence[int] | None = None,
+    cu_seqlens: Sequence[int] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None = None,
+    rope_theta: float | None = None,
+    layout: Layout = "bhnd",
+    timeout: float | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    layer: int | None = None,
+    engine: Engine | None = None,
+    **params: Any,
+) -> BlockMask:
+    """Let a strategy choose blocks without attending to them.
+
+    The arguments are those of :func:`trivium.attention`.
+
+    Returns
+    -------
+    BlockMask
+        Every visible tile when the strategy chose to attend to everything.
+    """
+    engine = engine or default_engine()
+    key = _tensor.describe(k, "key")
+    inputs = [_tensor.describe(q, "query"), key, key]
+    request = _request(
+        engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
+        scale, causal, window, softcap, None, None, None, 0, threads, seed, layer, params,
+    )
+    result = _bridge.run("select", request, timeout)
+    return BlockMask._from_result(result["mask"], causal)
+
+
+def _request(
+    engine: Engine,
+    strategy: str | Attention,
+    inputs: list[_tensor.Array],
+    layout: Layout,
+    position: str | Position | PositionPlan | None,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None,
+    rope_theta: float | None,
+    q_offset: int | Sequence[int],
+    k_start: Sequence[int] | None,
+    k_end: Sequence[int] | None,
+    cu_seqlens: Sequence[int] | None,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: Sequence[float] | npt.NDArray[Any] | None,
+    mask: BlockMask | npt.NDArray[np.bool_] | None,
+    block_size: int | None,
+    probe_rows: int,
+    threads: int,
+    seed: int,
+    layer: int | None,
+    params: dict[str, Any],
+) -> dict[str, Any]:
+    if isinstance(strategy, Attention):
+        strategy, params = strategy.strategy, {**strategy.params, **params}
+    if block_size is not None and mask is None:
+        params = {**params, "block_size": block_size}
+    query, key, value = (_axes(t, layout) for t in inputs)
+    batch = query["shape"][0]
+    request: dict[str, Any] = {
+        "engine": engine.handle,
+        "strategy": strategy,
+        "query": query,
+        "key": key,
+        "value": value,
+        "causal": causal,
+        "params": params,
+        "layer": -1 if layer is None else layer,
+        "threads": threads,
+        "seed": seed,
+        "probe_rows": probe_rows,
+    }
+    # Most calls have none of these; what is not sent is not parsed.
+    if np.ndim(q_offset) or q_offset:
+        request["q_offset"] = _per_row(q_offset, batch)
+    for name, rows in (("k_start", k_start), ("k_end", k_end), ("cu_seqlens", cu_seqlens)):
+        if rows is not None:
+            request[name] = _integers(rows)
+    if window is not None:
+        if window < 1:
+            raise InvalidArgument(f"window {window}: want at least 1, or None")
+        request["window"] = int(window)
+    for name, number in (("scale", scale), ("softcap", softcap)):
+        if number is not None:
+            request[name] = _positive(name, number)
+    if sinks is not None:
+        request["sinks"] = np.asarray(sinks, dtype=np.float64).ravel().tolist()
+    if mask is not None:
+        request["mask"] = _mask(mask, block_size)
+    if position is not None:
+        length = max(key["shape"][2], query["shape"][2])
+        request["plan"] = _plan(position, query["shape"][3], length, inv_freq, rope_theta, engine)._handle
+    return request
+
+
+def _axes(array: _tensor.Array, layout: Layout) -> dict[str, Any]:
+    """Describe a tensor with its axes in the order batch, heads, length, head_dim."""
+    request = array.request()
+    if layout == "bhnd" or len(request["shape"]) != 4:
+        return request
+    if layout != "bnhd":
+        raise InvalidArgument(f'layout {layout!r}: want "bhnd" or "bnhd"')
+    for axes in ("shape", "strides"):
+        b, n, h, d = request[axes]
+        request[axes] = [b, h, n, d]
+    return request
+
+
+def _integers(rows: Sequence[int]) -> list[int]:
+    array = np.asarray(rows)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidArgument(f"{rows!r}: want a list of integers")
+    return [int(r) for r in array]
+
+
+def _per_row(q_offset: int | Sequence[int], batch: int) -> list[int]:
+    if np.ndim(q_offset) == 0:
+        return [int(q_offset)] * batch  # type: ignore[arg-type]
+    return _integers(q_offset)  # type: ignore[arg-type]
+
+
+def _positive(name: str, number: float) -> float:
+    if not (np.isfinite(number) and number > 0):
+        raise InvalidArgument(f"{name} {number}: want a positive number")
+    return float(number)
+
+
+def _mask(mask: BlockMask | npt.NDArray[np.bool_], block_size: int | None) -> dict[str, Any]:
+    if isinstance(mask, BlockMask):
+        return {
+            "block_size": mask.block_size,
+            "heads": mask.heads,
+            "sequences": [s._asdict() for s in mask.sequences],
+            "row_ptr": _tensor.describe(mask.row_ptr, "mask").request(),
+            "columns": _tensor.describe(mask.columns, "mask").request(),
+        }
+    if mask.dtype != np.bool_ or mask.ndim not in (3, 4):
+        raise InvalidArgument(
+            f"mask {mask.dtype}{list(mask.shape)}: want a BlockMask or bool [(batch,) heads, query blocks, key blocks]"
+        )
+    if block_size is None:
+        raise InvalidArgument("a bool mask says nothing of its block size", hint="pass block_size=")
+    described = _tensor.describe(mask[None] if mask.ndim == 3 else mask, "mask")
+    return {"block_size": int(block_size), "dense": described.request()}
+
+
+def _plan(
+    position: str | Position | PositionPlan,
+    head_dim: int,
+    length: int,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None,
+    rope_theta: float | None,
+    engine: Engine,
+) -> PositionPlan:
+    if isinstance(position, PositionPlan):
+        return position
+    if isinstance(position, str):
+        position = position_strategy(position)
+    return position.plan(head_dim=head_dim, length=length, inv_freq=inv_freq, rope_theta=rope_theta, engine=engine)
+
+
+def _check_device(device: str | None, query: _tensor.Array) -> None:
+    if device is not None and device != query.device:
+        raise InvalidArgument(
+            f"device {device!r} for tensors on {query.device!r}", hint=f"move them there first, or leave device= out"
+        )

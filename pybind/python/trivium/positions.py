@@ -1,0 +1,229 @@
+"""Position strategies and the plans they make."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trivium import _bridge
+from trivium._engine import Engine, default_engine
+from trivium._errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+UNBOUNDED_LOW = -(2**63)
+UNBOUNDED_HIGH = 2**63 - 1
+
+# An n x n matrix of float64 is 128 MiB at this n.
+LARGEST_MATRIX = 4096
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Maps position i to ``min(scale * floor((i mod modulo) / group) + offset, limit)``.
+
+    ``modulo`` 0, ``group`` 0 or 1 and ``limit`` 0 mean none.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+    modulo: int = 0
+    group: int = 0
+    limit: float = 0.0
+
+    def position(self, i: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Apply the rule to true positions."""
+        if self.modulo:
+            i = i % self.modulo
+        if self.group > 1:
+            i = i // self.group
+        p = self.scale * i.astype(np.float64) + self.offset
+        return np.minimum(p, self.limit) if self.limit else p
+
+
+@dataclass(frozen=True)
+class Band:
+    """A region of relative distance, ``low <= floor(m / chunk) - floor(n / chunk) < high``.
+
+    In it queries and keys are taken at the positions their rules give.
+    """
+
+    chunk: int
+    low: int
+    high: int
+    query: Rule
+    key: Rule
+
+
+@dataclass(frozen=True)
+class PositionPlan:
+    """What a kernel needs to know of positions; every pair lies in exactly one band.
+
+    Attributes
+    ----------
+    strategy : str
+    inv_freq : tuple of float
+        Rotary frequencies by which scores are computed, radians per token.
+    applied_inv_freq : tuple of float
+        Frequencies by which the query and key that come in are rotated already.
+    attention_scale : float
+        Factor of cosine and sine; scores get its square.
+    bands : tuple of Band
+    """
+
+    strategy: str
+    inv_freq: tuple[float, ...]
+    applied_inv_freq: tuple[float, ...]
+    attention_scale: float
+    bands: tuple[Band, ...]
+    interleaved: bool = False
+    _handle: int = field(default=0, repr=False, compare=False)
+
+    def relative(
+        self, m: npt.NDArray[np.int64] | Sequence[int], n: npt.NDArray[np.int64] | Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        """Give the effective relative position of query positions ``m`` and key positions ``n``.
+
+        Both broadcast against each other.
+        """
+        query, key = np.broadcast_arrays(np.asarray(m, dtype=np.int64), np.asarray(n, dtype=np.int64))
+        out = np.full(query.shape, np.nan)
+        for band in self.bands:
+            distance = query // band.chunk - key // band.chunk
+            inside = distance >= band.low
+            if band.high != UNBOUNDED_HIGH:
+                inside &= distance < band.high
+            out[inside] = band.query.position(query[inside]) - band.key.position(key[inside])
+        return out
+
+    def relative_positions(self, n: int) -> npt.NDArray[np.float64]:
+        """Give the matrix [n, n] of effective relative positions, NaN above the diagonal.
+
+        For more than 4,096 tokens ask :meth:`relative` for the pairs of interest.
+        """
+        if not 1 <= n <= LARGEST_MATRIX:
+            raise InvalidArgument(
+                f"n {n}: want 1 to {LARGEST_MATRIX}", hint="use plan.relative(m, n) for chosen pairs"
+            )
+        rows = np.arange(n)
+        matrix = self.relative(rows[:, None], rows[None, :])
+        matrix[rows[:, None] < rows[None, :]] = np.nan
+        return matrix
+
+    def plot(self, n: int | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the effective relative position over queries and keys."""
+        from trivium.viz import plot_plan
+
+        return plot_plan(self, n=n, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from trivium._html import plan_html
+
+        return plan_html(self)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A position strategy with its parameters, as :func:`trivium.position` makes it."""
+
+    strategy: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def plan(
+        self,
+        *,
+        head_dim: int,
+        length: int,
+        inv_freq: Sequence[float] | npt.NDArray[Any] | None = None,
+        rope_theta: float | None = None,
+        train_length: int | None = None,
+        interleaved: bool = False,
+        engine: Engine | None = None,
+    ) -> PositionPlan:
+        """Work out the positions for sequences of ``length`` tokens.
+
+        Parameters
+        ----------
+        head_dim : int
+        length : int
+            Tokens of the longest sequence, cache included.
+        inv_freq : float [rotary_dim / 2], optional
+            Frequencies by which queries and keys are rotated, radians per token.
+        rope_theta : float, optional
+            Instead: ``inv_freq = theta ** (-2 i / head_dim)``.
+        train_length : int, optional
+            The length that the model was trained for, when it is not a parameter.
+        interleaved : bool
+            Rotary pairs are (0, 1), (2, 3), ... instead of (0, d/2), (1, d/2 + 1), ...
+        """
+        engine = engine or default_engine()
+        result = _bridge.run(
+            "plan",
+            {
+                "engine": engine.handle,
+                "strategy": self.strategy,
+                "head_dim": int(head_dim),
+                "length": int(length),
+                "inv_freq": frequencies(head_dim, inv_freq, rope_theta),
+                "train_length": int(train_length or 0),
+                "interleaved": interleaved,
+                "params": self.params,
+            },
+        )
+        return _plan_from_result(result)
+
+    def __repr__(self) -> str:
+        params = "".join(f", {k}={v!r}" for k, v in self.params.items())
+        return f"trivium.position({self.strategy!r}{params})"
+
+
+def frequencies(
+    head_dim: int,
+    inv_freq: Sequence[float] | npt.NDArray[Any] | None,
+    rope_theta: float | None,
+) -> list[float]:
+    """Give the rotary frequencies as a list, from themselves or from theta."""
+    if inv_freq is not None:
+        return np.asarray(inv_freq, dtype=np.float64).ravel().tolist()
+    if rope_theta is None:
+        raise InvalidArgument(
+            "a position strategy needs to know how query and key were rotated",
+            hint="pass inv_freq= (the model's rotary embedding has it) or rope_theta=",
+        )
+    if not (np.isfinite(rope_theta) and rope_theta > 0):
+        raise InvalidArgument(f"rope_theta {rope_theta}: want a positive number")
+    return (float(rope_theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)).tolist()
+
+
+def _plan_from_result(result: dict[str, Any]) -> PositionPlan:
+    plan = result["plan"]
+    made = PositionPlan(
+        strategy=plan["strategy"],
+        inv_freq=tuple(plan["inv_freq"]),
+        applied_inv_freq=tuple(plan["applied_inv_freq"]),
+        attention_scale=plan["attention_scale"],
+        interleaved=plan.get("interleaved", False),
+        bands=tuple(
+            Band(b["chunk"], b["low"], b["high"], Rule(**b["query"]), Rule(**b["key"])) for b in plan["bands"]
+        ),
+        _handle=result["id"],
+    )
+    weakref.finalize(made, _bridge.call, "ForgetPlan", made._handle)
+    return made
+
+
+class _PositionNamespace:
+    """Makes position strategies; see :class:`Position`."""
+
+    def __call__(self, strategy: str, **params: Any) -> Position:
+        """Name a position strategy and its parameters; ``trivium.list("position")`` shows them."""
+        return Position(strategy, params)
+
+
+position = _PositionNamespace()

@@ -1,0 +1,111 @@
+"""What a call did: patterns, density, coverage, times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from trivium.masks import BlockMask
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What happened to one query head of one sequence.
+
+    Attributes
+    ----------
+    density : float
+        Kept tiles over all (causal) tiles.
+    coverage : float or None
+        Attention mass kept: the dense softmax summed over the keys that were kept,
+        mean over ``probe_rows`` rows. None: not measured.
+    coverage_lower : float or None
+        Lower confidence bound of the coverage over all rows.
+    js_distance : float or None
+        FlexPrefill's square root of the Jensen-Shannon divergence, natural log.
+    """
+
+    sequence: int
+    head: int
+    pattern: str
+    kept_blocks: int
+    blocks: int
+    density: float
+    coverage: float | None = None
+    coverage_lower: float | None = None
+    probe_rows: int = 0
+    js_distance: float | None = None
+    blocks_added: int = 0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Wall-clock milliseconds of the parts of a call."""
+
+    select_ms: float = 0.0
+    attend_ms: float = 0.0
+    transport_ms: float = 0.0
+    copy_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one attention call did.
+
+    Attributes
+    ----------
+    density : float
+        Kept tiles over all (causal) tiles, over all heads.
+    coverage : float or None
+        Attention mass kept, mean over heads; None: not measured (pass ``probe_rows=``).
+    heads : tuple of HeadReport
+        By sequence and query head.
+    notes : tuple of str
+        Each fallback, copy and dropped capability of this call.
+    """
+
+    strategy: str
+    backend: str
+    threads: int
+    density: float
+    times: Times
+    position: str = ""
+    plugin: str = ""
+    coverage: float | None = None
+    heads: tuple[HeadReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    mask: BlockMask | None = None
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Give the heads as dictionaries, ready for ``pandas.DataFrame``."""
+        return [{f.name: getattr(h, f.name) for f in fields(h)} for h in self.heads]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw coverage against density, a dot for each head."""
+        from trivium.viz import plot_report
+
+        return plot_report(self, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from trivium._html import report_html
+
+        return report_html(self)
+
+    @classmethod
+    def _from_result(cls, result: dict[str, Any], mask: BlockMask | None) -> Report:
+        return cls(
+            strategy=result["strategy"],
+            backend=result["backend"],
+            threads=result["threads"],
+            density=result["density"],
+            times=Times(**result["times"]),
+            position=result.get("position", ""),
+            plugin=result.get("plugin", ""),
+            coverage=result.get("coverage"),
+            heads=tuple(HeadReport(**h) for h in result.get("heads", ())),
+            notes=tuple(result.get("notes", ())),
+            mask=mask,
+        )
