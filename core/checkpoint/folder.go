@@ -1,0 +1,177 @@
+package checkpoint
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+)
+
+// Names that Hugging Face gives to a checkpoint's entry points.
+const (
+	singleName = "model.safetensors"
+	indexName  = "model.safetensors.index.json"
+)
+
+// Folder is an open Hugging Face checkpoint: one file, or shards and their index.
+type Folder struct {
+	Dir      string
+	Files    []*File   // by name
+	Tensors  []*Tensor // by file, then offset
+	Unlisted []string  // safetensors files here that the checkpoint does not use
+	Sharded  bool      // there is an index
+
+	byName map[string]*Tensor
+}
+
+// Open opens a checkpoint folder and checks every header and the index against
+// each other. The caller closes the folder.
+func Open(dir string) (*Folder, error) {
+	shards, index, err := shardsOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Folder{Dir: dir, Sharded: index != nil, byName: map[string]*Tensor{}}
+	for _, name := range shards {
+		f, err := OpenFile(filepath.Join(dir, name))
+		if err == nil {
+			d.Files = append(d.Files, f)
+			err = d.add(f)
+		}
+		if err != nil {
+			d.Close()
+			return nil, err
+		}
+	}
+	if index != nil {
+		err = d.checkIndex(index)
+	}
+	if err == nil {
+		d.Unlisted, err = unlisted(dir, shards)
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// shardsOf names the files of the checkpoint; the index is nil for a single file.
+func shardsOf(dir string) ([]string, map[string]string, error) {
+	single, index := exists(filepath.Join(dir, singleName)), exists(filepath.Join(dir, indexName))
+	switch {
+	case !single && !index:
+		return nil, nil, notFound(dir)
+	case !index:
+		return []string{singleName}, nil, nil
+	}
+	weights, err := readIndex(filepath.Join(dir, indexName))
+	if err != nil {
+		return nil, nil, err
+	}
+	var shards []string
+	for _, shard := range weights {
+		shards = append(shards, shard)
+	}
+	sort.Strings(shards)
+	shards = slices.Compact(shards)
+	if single && !slices.Contains(shards, singleName) {
+		return nil, nil, &Error{Op: "read", File: dir, Err: ErrFormat,
+			Reason: "holds both " + singleName + " and an index that does not name it",
+			Hint:   "remove the one that is stale"}
+	}
+	return shards, weights, nil
+}
+
+func notFound(dir string) error {
+	e := &Error{Op: "read", File: dir, Reason: "holds neither " + singleName + " nor " + indexName, Err: os.ErrNotExist}
+	if _, err := os.Stat(dir); err != nil {
+		return system("read", dir, err)
+	}
+	if old, _ := filepath.Glob(filepath.Join(dir, "*.bin")); len(old) > 0 {
+		e.Hint = "convert " + filepath.Base(old[0]) + " with model.save_pretrained(..., safe_serialization=True)"
+	}
+	return e
+}
+
+func (d *Folder) add(f *File) error {
+	for _, t := range f.Tensors {
+		if other, dup := d.byName[t.Name]; dup {
+			return &Error{Op: "read", File: f.Path, Tensor: t.Name, Err: ErrFormat,
+				Reason: "also in " + filepath.Base(other.File.Path)}
+		}
+		d.byName[t.Name] = t
+		d.Tensors = append(d.Tensors, t)
+	}
+	return nil
+}
+
+// checkIndex wants the index and the shards to say the same.
+func (d *Folder) checkIndex(weights map[string]string) error {
+	names := make([]string, 0, len(weights))
+	for name := range weights {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		path := filepath.Join(d.Dir, weights[name])
+		if t, ok := d.byName[name]; !ok || t.File.Path != path {
+			return &Error{Op: "read", File: path, Tensor: name, Err: ErrMissing,
+				Reason: "in " + indexName + " but not in the file"}
+		}
+	}
+	for _, t := range d.Tensors {
+		if _, ok := weights[t.Name]; !ok {
+			return &Error{Op: "read", File: t.File.Path, Tensor: t.Name, Err: ErrExtra,
+				Reason: "in the file but not in " + indexName}
+		}
+	}
+	return nil
+}
+
+func unlisted(dir string, shards []string) ([]string, error) {
+	items, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, system("read", dir, err)
+	}
+	var out []string
+	for _, item := range items {
+		if name := item.Name(); strings.HasSuffix(name, ".safetensors") && !slices.Contains(shards, name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// Tensor finds a tensor by name.
+func (d *Folder) Tensor(name string) (*Tensor, bool) {
+	t, ok := d.byName[name]
+	return t, ok
+}
+
+// Size is the sum of the tensors' bytes.
+func (d *Folder) Size() int64 {
+	total := int64(0)
+	for _, t := range d.Tensors {
+		total += t.Size
+	}
+	return total
+}
+
+// Close closes every file.
+func (d *Folder) Close() error {
+	var first error
+	for _, f := range d.Files {
+		if err := f.Close(); err != nil && first == nil {
+			first = fmt.Errorf("close %s: %w", f.Path, err)
+		}
+	}
+	return first
+}

@@ -1,0 +1,64 @@
+package checkpoint
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+)
+
+// readIndex returns tensor name -> shard's file name.
+func readIndex(path string) (map[string]string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, system("read", path, err)
+	}
+	weights, err := parseIndex(text)
+	return weights, inFile(err, path)
+}
+
+func parseIndex(text []byte) (map[string]string, error) {
+	if !json.Valid(text) || !utf8.Valid(text) {
+		return nil, malformed("", "not JSON")
+	}
+	var weights map[string]string
+	s := &scanner{text: text}
+	err := s.object(func(key string) error {
+		if key != "weight_map" {
+			return s.skip()
+		}
+		weights = map[string]string{}
+		return s.object(func(tensor string) error {
+			shard, err := s.string()
+			if err == nil && (!plainName(shard) || !strings.HasSuffix(shard, ".safetensors")) {
+				err = s.errorf("tensor %q is said to be in %q: want the name of a .safetensors file in this folder", tensor, shard)
+			}
+			weights[tensor] = shard
+			return err
+		})
+	})
+	if err != nil {
+		return nil, malformed("", "%v", err)
+	}
+	if len(weights) == 0 {
+		return nil, malformed("", "weight_map is missing or empty")
+	}
+	return weights, nil
+}
+
+// encodeIndex writes an index as transformers does.
+func encodeIndex(weights map[string]string, size int64) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	err := enc.Encode(map[string]any{"metadata": map[string]int64{"total_size": size}, "weight_map": weights})
+	return b.Bytes(), err
+}
+
+// plainName reports whether name stays inside its folder.
+func plainName(name string) bool {
+	return name != "" && name != "." && name != ".." && filepath.Base(name) == name && !strings.ContainsRune(name, 0)
+}
