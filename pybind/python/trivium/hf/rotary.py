@@ -1,0 +1,93 @@
+"""Which rotary frequencies each attention layer of a model was rotated by."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import torch
+from torch import nn
+
+from trivium._errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """The buffer that holds one layer's frequencies, read anew at each call.
+
+    Dynamic rope types replace the buffer during a forward pass, so it is looked
+    up by name and never copied.
+    """
+
+    module: nn.Module
+    name: str
+
+    def inv_freq(self) -> list[float]:
+        """Radians per token, rotary_dim/2 of them."""
+        buffer: torch.Tensor = getattr(self.module, self.name)
+        return [float(f) for f in buffer.double().tolist()]
+
+
+def find_rotary(model: nn.Module, layer: nn.Module) -> Rotary | None:
+    """The frequencies of one attention layer; None when the layer has no rotation.
+
+    Raises
+    ------
+    InvalidArgument
+        When the model rotates neighbouring pairs (0, 1), (2, 3), ..., or when
+        no rotary embedding can be found.
+    """
+    if not getattr(layer, "use_rope", True):
+        return None
+    if _interleaved(layer):
+        raise InvalidArgument(
+            f"position: {type(layer).__name__} rotates neighbouring pairs of dimensions: "
+            "want a model that rotates halves (Llama, Qwen, Mistral, Gemma, Phi)"
+        )
+    names = _buffer_names(layer)
+    for module in _rotary_modules(model, layer):
+        for name in names:
+            if isinstance(getattr(module, name, None), torch.Tensor):
+                return Rotary(module, name)
+    raise InvalidArgument(
+        f"position: no rotary embedding found for {type(layer).__name__}: want a model with rope",
+        hint="position strategies need the frequencies by which queries and keys were rotated",
+    )
+
+
+def train_length(config: Any) -> int | None:
+    """The number of tokens the model was trained for, context extension included."""
+    length = getattr(config, "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
+def _buffer_names(layer: nn.Module) -> list[str]:
+    """Models with a rope per layer type prefix the buffer with the type."""
+    types = getattr(getattr(layer, "config", None), "layer_types", None)
+    index = getattr(layer, "layer_idx", None)
+    if types is None or not isinstance(index, int):
+        return ["inv_freq"]
+    return [f"{types[index]}_inv_freq", "inv_freq"]
+
+
+def _rotary_modules(model: nn.Module, layer: nn.Module) -> Iterator[nn.Module]:
+    """Candidates, best first: releases before 5 keep a second rope for sliding layers."""
+    if getattr(layer, "is_sliding", False):
+        yield from (m for name, m in model.named_modules() if name.endswith("rotary_emb_local"))
+    yield from (m for m in model.modules() if _belongs(m, layer))
+
+
+def _belongs(module: nn.Module, layer: nn.Module) -> bool:
+    """Rule out the rotary embedding of another tower, such as a vision encoder."""
+    config = getattr(module, "config", None)
+    return config is None or config is getattr(layer, "config", None)
+
+
+def _interleaved(layer: nn.Module) -> bool:
+    """Ask the model's own rotate_half which of the two conventions it follows."""
+    rotate_half = getattr(sys.modules[type(layer).__module__], "rotate_half", None)
+    if rotate_half is None:
+        return False
+    first = rotate_half(torch.tensor([0.0, 1.0, 2.0, 3.0]))[0]
+    return bool(first == -1.0)

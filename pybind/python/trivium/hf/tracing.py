@@ -1,0 +1,141 @@
+"""Collect what each layer's attention reported during forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium.masks import BlockMask
+    from trivium.report import Report
+
+_active: ContextVar["Trace | None"] = ContextVar("trivium_trace", default=None)
+
+
+def active() -> "Trace | None":
+    """The trace of the innermost ``with trivium.trace()`` of this context."""
+    return _active.get()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer's attention in one forward pass."""
+
+    layer: int
+    q_len: int
+    k_len: int
+    seconds: float  # wall clock of the whole call, copies included
+    report: Report
+
+    @property
+    def is_decode(self) -> bool:
+        """A single query: attended to densely by rule."""
+        return self.q_len == 1
+
+
+@dataclass
+class Trace:
+    """Reports of attention calls, in the order they were made.
+
+    Attributes
+    ----------
+    calls : list of Call
+    masks : dict of int to BlockMask
+        The blocks kept by the last prefill of the layers asked for.
+    probe_rows : int
+        Random rows of each head on which coverage is measured.
+    """
+
+    mask_layers: frozenset[int] = frozenset()
+    probe_rows: int = 0
+    calls: list[Call] = field(default_factory=list)
+    masks: dict[int, BlockMask] = field(default_factory=dict)
+
+    def add(self, layer: int, q_len: int, k_len: int, report: Report, seconds: float) -> None:
+        """Record one call."""
+        if report.mask is not None:
+            self.masks[layer] = report.mask
+        self.calls.append(Call(layer, q_len, k_len, seconds, report))
+
+    def wants_mask(self, layer: int, decode: bool) -> bool:
+        """Whether the blocks that this call keeps are to be remembered."""
+        return not decode and layer in self.mask_layers
+
+    @property
+    def prefill(self) -> list[Call]:
+        """The calls with more than one query."""
+        return [call for call in self.calls if not call.is_decode]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time spent in attention."""
+        return sum(call.seconds for call in self.calls)
+
+    @property
+    def density(self) -> float | None:
+        """Mean density of the prefill calls; None before the first."""
+        return _mean(call.report.density for call in self.prefill)
+
+    @property
+    def coverage(self) -> float | None:
+        """Mean coverage of the prefill calls that measured it."""
+        found = (call.report.coverage for call in self.prefill)
+        return _mean(value for value in found if value is not None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was worth saying in any report, once each."""
+        return list(dict.fromkeys(note for call in self.calls for note in call.report.notes))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per call and head: pandas.DataFrame(trace.rows()) is a table."""
+        return [row for call in self.calls for row in _rows(call)]
+
+    def _repr_html_(self) -> str:
+        from trivium._html import table
+
+        columns = ("layer", "q_len", "k_len", "strategy", "density", "coverage", "ms")
+        return table(columns, [_summary(call) for call in self.calls])
+
+
+@contextmanager
+def trace(*, masks: Iterable[int] = (), probe_rows: int = 0) -> Iterator[Trace]:
+    """Collect reports while the block runs.
+
+    Parameters
+    ----------
+    masks : iterable of int
+        Layers whose kept blocks are to be remembered too.
+    probe_rows : int
+        Measure coverage on so many random rows of each head; it takes time.
+
+    Examples
+    --------
+    >>> with trivium.patch(model, attention="flexprefill"), trivium.trace() as t:
+    ...     model(input_ids)
+    >>> t.density, t.coverage
+    """
+    collected = Trace(frozenset(masks), probe_rows)
+    token = _active.set(collected)
+    try:
+        yield collected
+    finally:
+        _active.reset(token)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def _summary(call: Call) -> tuple[Any, ...]:
+    report = call.report
+    return (call.layer, call.q_len, call.k_len, report.strategy, report.density, report.coverage, 1e3 * call.seconds)
+
+
+def _rows(call: Call) -> list[dict[str, Any]]:
+    shared = {"layer": call.layer, "q_len": call.q_len, "k_len": call.k_len, "strategy": call.report.strategy}
+    return [{**shared, **head} for head in call.report.to_rows()]

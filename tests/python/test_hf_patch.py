@@ -1,0 +1,154 @@
+"""What patch changes, and that it puts everything back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import trivium
+import trivium.hf
+from trivium.hf.rotary import find_rotary
+
+from tiny_models import build, tokens
+
+
+@pytest.fixture
+def model() -> Any:
+    return build("llama")
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+    return model(input_ids=ids, **rest).logits
+
+
+def state(model: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Everything an instance carries apart from its tensors and children."""
+    return [
+        (name, {key: value for key, value in vars(module).items() if not key.startswith(("_parameters", "_buffers", "_modules"))})
+        for name, module in model.named_modules()
+    ]
+
+
+def test_exit_restores_everything(model: Any) -> None:
+    before, config = state(model), copy.deepcopy(vars(model.config))
+    with trivium.hf.patch(model, attention="dense"):
+        assert model.config._attn_implementation == "trivium"
+    assert state(model) == before
+    assert vars(model.config) == config
+
+
+def test_exception_restores_everything(model: Any) -> None:
+    before = state(model)
+    with pytest.raises(RuntimeError, match="from inside"):
+        with trivium.hf.patch(model, attention="dense"):
+            raise RuntimeError("from inside")
+    assert state(model) == before
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_failing_patch_changes_nothing(model: Any) -> None:
+    before = state(model)
+    with pytest.raises(trivium.InvalidArgument, match="layers \\[9\\]"):
+        with trivium.hf.patch(model, attention={9: "dense"}):
+            pass
+    assert state(model) == before
+
+
+def test_nested_patches(model: Any) -> None:
+    ids = tokens(1, 40)
+    with trivium.hf.patch(model, attention="dense"):
+        with trivium.hf.patch(model, attention="flexprefill"), trivium.hf.trace() as inner:
+            logits(model, ids)
+        with trivium.hf.trace() as outer:
+            logits(model, ids)
+    assert {c.report.strategy for c in outer.calls} == {"dense"}
+    assert len(inner.calls) == len(outer.calls) == 3
+    assert model.config._attn_implementation == "eager"
+
+
+def test_each_layer_its_own_strategy(model: Any) -> None:
+    choice = {0: "dense", 2: {"strategy": "streaming"}}
+    with trivium.hf.patch(model, attention=choice), trivium.hf.trace() as trace:
+        logits(model, tokens(1, 40))
+    assert [c.report.strategy for c in trace.calls] == ["dense", "dense", "streaming"]
+
+
+def test_register_without_patch() -> None:
+    names = trivium.hf.register()
+    assert {"trivium_dense", "trivium_flexprefill"} <= set(names)
+    model, ids = build("llama"), tokens(2, 30)
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    want = logits(model, ids, attention_mask=mask)
+    model.set_attn_implementation("trivium_dense")
+    got = logits(model, ids, attention_mask=mask)
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], atol=1e-4, rtol=0)
+
+
+def test_packed_sequences(model: Any) -> None:
+    lengths = (13, 1, 22)
+    parts = [tokens(1, n, seed=n) for n in lengths]
+    want = torch.cat([logits(model, part) for part in parts], dim=1)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    with trivium.hf.patch(model, attention="dense"):
+        got = logits(model, torch.cat(parts, dim=1), position_ids=positions, use_cache=False)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_shares_the_config_is_refused(model: Any) -> None:
+    other = type(model)(model.config).eval()
+    with trivium.hf.patch(model, attention="dense"):
+        with pytest.raises(trivium.InvalidArgument, match="shares its config"):
+            logits(other, tokens(1, 8))
+
+
+def test_gradients_are_refused(model: Any) -> None:
+    with trivium.hf.patch(model, attention="dense"):
+        with pytest.raises(trivium.InvalidArgument, match="no gradient") as caught:
+            model(input_ids=tokens(1, 8))
+    assert "no_grad" in caught.value.hint
+
+
+def test_a_mask_with_gaps_is_refused(model: Any) -> None:
+    mask = torch.ones(1, 8, dtype=torch.long)
+    mask[0, 3] = 0
+    with trivium.hf.patch(model, attention="dense"):
+        with pytest.raises(trivium.InvalidArgument, match="gaps"):
+            logits(model, tokens(1, 8), attention_mask=mask)
+
+
+def test_a_ready_made_mask_is_refused(model: Any) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    with trivium.hf.patch(model, attention="dense"):
+        with pytest.raises(trivium.InvalidArgument, match="2-d attention mask"):
+            logits(model, tokens(1, 8), attention_mask=mask)
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(trivium.InvalidArgument, match="want a transformers model"):
+        with trivium.hf.patch(torch.nn.Linear(2, 2), attention="dense"):
+            pass
+
+
+def test_each_layer_type_has_its_own_frequencies() -> None:
+    model = build("gemma3-layer-types")
+    config, layers = model.config, model.model.layers
+    for layer, kind in zip(layers, config.layer_types):
+        theta = config.rope_parameters[kind]["rope_theta"]
+        want = [theta ** (-2 * i / config.head_dim) for i in range(config.head_dim // 2)]
+        rotary = find_rotary(model, layer.self_attn)
+        assert rotary is not None
+        assert rotary.inv_freq() == pytest.approx(want, rel=1e-5)
+
+
+def test_interleaved_rope_is_refused() -> None:
+    from transformers import AutoModelForCausalLM, CohereConfig
+
+    config = CohereConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(trivium.InvalidArgument, match="neighbouring pairs"):
+        with trivium.hf.patch(model, attention="dense", position="string"):
+            pass
