@@ -1,0 +1,48 @@
+// Package custom attends to the blocks that the caller names.
+package custom
+
+import (
+	"context"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+)
+
+// New makes the strategy on a kernel.
+func New(k *kernel.Kernel) core.AttentionStrategy {
+	return k.Strategy(core.Info{
+		Name:         "custom",
+		Summary:      "the blocks of the caller's mask",
+		Parameters:   []core.Parameter{},
+		Capabilities: core.Capabilities{ChunkRule: "same"},
+		Notes:        []string{"A mask of one head holds for every query head."},
+	}, selectBlocks)
+}
+
+func selectBlocks(_ context.Context, call *kernel.Call) (*core.Selection, error) {
+	mask := call.Request.Mask
+	if mask == nil {
+		return nil, core.Invalid("attention.custom", "no mask: want the blocks to attend to").
+			WithHint("pass mask= a BlockMask, or a bool array [heads, q_blocks, k_blocks] with block_size=")
+	}
+	if err := mask.Validate(call.Request.Causal); err != nil {
+		return nil, err
+	}
+	if mask.Heads == 1 {
+		mask = broadcast(mask, call.Heads)
+	}
+	return &core.Selection{Mask: mask}, nil
+}
+
+// broadcast gives each of heads the rows of a mask of one head.
+func broadcast(mask *core.BlockMask, heads int) *core.BlockMask {
+	all := core.NewBlockMask(mask.BlockSize, heads, mask.Sequences)
+	for s, extent := range mask.Sequences {
+		for range heads {
+			for i := range extent.QueryBlocks {
+				all.Append(mask.Row(s, 0, i))
+			}
+		}
+	}
+	return all
+}

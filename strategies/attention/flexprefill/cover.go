@@ -1,0 +1,68 @@
+package flexprefill
+
+import "math"
+
+// cover counts how many of the largest values can be added up without the sum
+// exceeding target. Values are not negative.
+func cover(values []float32, target float64) int {
+	cut, count, sum := descend(values, func(_ int, sum float64) bool { return !(sum > target) })
+	for cut > 0 && sum+float64(cut) <= target {
+		count, sum = count+1, sum+float64(cut)
+	}
+	return count
+}
+
+// largest finds the count largest values; of equals the lower index. The
+// indices rise.
+func largest(values []float32, count int) []int {
+	cut, above, _ := descend(values, func(n int, _ float64) bool { return n <= count })
+	equal := count - above
+	chosen := make([]int, 0, count)
+	for i, v := range values {
+		if v == cut && equal > 0 {
+			equal--
+			chosen = append(chosen, i)
+		} else if v > cut {
+			chosen = append(chosen, i)
+		}
+	}
+	return chosen
+}
+
+// descend takes values from the largest down for as long as their count and
+// sum fit. It gives the value that does not fit any more as a whole, with all
+// its equals, and the count and sum of those above it; -1 when all fit. It
+// walks histograms of the values' bits, so that nothing is sorted.
+func descend(values []float32, fits func(count int, sum float64) bool) (cut float32, count int, sum float64) {
+	var prefix uint32
+	known := 32 // bits from here up are those of prefix
+	for _, shift := range [...]int{20, 8, 0} {
+		counts, sums := histogram(values, prefix, known, shift)
+		bucket := len(counts) - 1
+		for bucket >= 0 && fits(count+counts[bucket], sum+sums[bucket]) {
+			count, sum = count+counts[bucket], sum+sums[bucket]
+			bucket--
+		}
+		if bucket < 0 {
+			return -1, count, sum
+		}
+		prefix, known = prefix|uint32(bucket)<<shift, shift
+	}
+	return math.Float32frombits(prefix), count, sum
+}
+
+// histogram counts and sums the values whose bits from known on are those of
+// prefix, by their bits from shift to known.
+func histogram(values []float32, prefix uint32, known, shift int) ([]int, []float64) {
+	counts, sums := make([]int, 1<<(known-shift)), make([]float64, 1<<(known-shift))
+	for _, v := range values {
+		bits := math.Float32bits(v)
+		if uint64(bits)>>known != uint64(prefix)>>known {
+			continue
+		}
+		bucket := bits >> shift & uint32(len(counts)-1)
+		counts[bucket]++
+		sums[bucket] += float64(v)
+	}
+	return counts, sums
+}

@@ -1,0 +1,105 @@
+package flexprefill
+
+import (
+	"math"
+
+	"github.com/trivium-ml/trivium/strategies/internal/dtype"
+)
+
+// distance is the Jensen-Shannon distance, natural logarithm, between the true
+// mass of the last queries over key blocks and the estimate from block means.
+func (h head) distance() float64 {
+	blocks := h.Diagonal(h.QueryBlocks-1) + 1 // beyond it nothing is visible
+	blocks = min(blocks, h.KeyBlocks)
+	low, _ := h.Visible(h.QueryBlocks - 1)
+	estimate := make([]float64, blocks)
+	mean := h.meanQuery()
+	for j := range estimate {
+		estimate[j] = math.Inf(-1)
+		if j >= low {
+			estimate[j] = h.scale * dot(mean, h.keys.Data[j*h.keys.Dim:])
+		}
+	}
+	softmax(estimate)
+	truth := blockSums(h.scores.Columns, h.block, blocks)
+	return h.jensenShannon(estimate, truth)
+}
+
+// jensenShannon counts 0 log 0 as 0. Under the released rule a zero gives NaN
+// as it does there, and NaN is not below tau.
+func (h head) jensenShannon(p, q []float64) float64 {
+	sum := 0.0
+	for i := range p {
+		m := (p[i] + q[i]) / 2
+		if h.rule == "released" && (float32(p[i]) == 0 || float32(q[i]) == 0) {
+			return math.NaN()
+		}
+		sum += (relative(p[i], m) + relative(q[i], m)) / 2
+	}
+	return math.Sqrt(max(0, sum))
+}
+
+func relative(p, m float64) float64 {
+	if p == 0 {
+		return 0
+	}
+	return p * math.Log(p/m)
+}
+
+// meanQuery is the mean of the rows that were scored.
+func (h head) meanQuery() []float32 {
+	mean, row := make([]float32, h.query.Cols), make([]float32, h.query.Cols)
+	for r := h.query.Rows - h.scores.Rows; r < h.query.Rows; r++ {
+		dtype.Row(row, h.query, r)
+		for c, x := range row {
+			mean[c] += x
+		}
+	}
+	for c := range mean {
+		mean[c] /= float32(h.scores.Rows)
+	}
+	return mean
+}
+
+// blockSums adds up values over blocks, of which there are count.
+func blockSums(values []float32, block, count int) []float64 {
+	sums := make([]float64, count)
+	for i, v := range values {
+		if i/block >= count {
+			break
+		}
+		sums[i/block] += float64(v)
+	}
+	return sums
+}
+
+func softmax(x []float64) {
+	top, sum := math.Inf(-1), 0.0
+	for _, v := range x {
+		top = max(top, v)
+	}
+	for i, v := range x {
+		x[i] = math.Exp(v - top)
+		sum += x[i]
+	}
+	for i := range x {
+		x[i] /= sum
+	}
+}
+
+// dot multiplies a with the first len(a) of b, in four independent sums.
+func dot(a, b []float32) float64 {
+	b = b[:len(a)]
+	var s0, s1, s2, s3 float32
+	i := 0
+	for ; i+4 <= len(a); i += 4 {
+		s0 += a[i] * b[i]
+		s1 += a[i+1] * b[i+1]
+		s2 += a[i+2] * b[i+2]
+		s3 += a[i+3] * b[i+3]
+	}
+	for ; i < len(a); i++ {
+		s0 += a[i] * b[i]
+	}
+	return float64(s0+s1) + float64(s2+s3)
+}

@@ -1,0 +1,32 @@
+package flexprefill
+
+import "math"
+
+// keepQueryAware keeps the tiles with the largest probability, rows softmaxed
+// over block means, until the sum over the whole head reaches gamma of it. The
+// released code drops the tile that crosses gamma, the paper keeps it.
+func (h head) keepQueryAware() {
+	probability := make([]float32, h.QueryBlocks*h.KeyBlocks)
+	row64 := make([]float64, h.KeyBlocks)
+	for row := range h.QueryBlocks {
+		low, high := h.Visible(row)
+		query := h.queries.Data[row*h.queries.Dim : (row+1)*h.queries.Dim]
+		for j := range row64 {
+			row64[j] = math.Inf(-1)
+			if j >= low && j < high {
+				row64[j] = h.scale * dot(query, h.keys.Data[j*h.keys.Dim:])
+			}
+		}
+		softmax(row64)
+		for j := low; j < high; j++ {
+			probability[row*h.KeyBlocks+j] = float32(row64[j])
+		}
+	}
+	count := cover(probability, h.gamma*float64(h.QueryBlocks))
+	if h.rule == "paper" {
+		count++
+	}
+	for _, at := range largest(probability, min(count, len(probability))) {
+		h.Keep(at/h.KeyBlocks, at%h.KeyBlocks)
+	}
+}

@@ -1,0 +1,148 @@
+package kernel
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// boundZ is how many standard errors below the mean the reported bound lies.
+const boundZ = 3
+
+// measure fills in coverage: the dense softmax mass of the kept keys. Kept and
+// dense mass differ only in their sums, so the ratio of the LSE that the kernel
+// wrote to the dense LSE of the same row is exact, at no second pass.
+func (c *Call) measure(ctx context.Context, report *core.Report, dense bool) error {
+	if dense {
+		for i := range report.Heads {
+			report.Heads[i].Coverage = core.Bound(1)
+		}
+		report.Coverage = core.Bound(1)
+		return nil
+	}
+	if c.Request.ProbeRows > 0 {
+		if err := c.probe(ctx, report); err != nil {
+			return err
+		}
+	} else {
+		c.reuse(report)
+	}
+	report.Coverage = meanCoverage(report.Heads)
+	return nil
+}
+
+// meanCoverage is over the heads with anything to see; nil when one of them was
+// not measured.
+func meanCoverage(heads []core.HeadReport) *float64 {
+	sum, count := 0.0, 0
+	for _, h := range heads {
+		if h.Blocks == 0 {
+			continue
+		}
+		if h.Coverage == nil {
+			return nil
+		}
+		sum, count = sum+*h.Coverage, count+1
+	}
+	if count == 0 {
+		return nil
+	}
+	return core.Bound(sum / float64(count))
+}
+
+// reuse takes the rows that the strategy scored for its own purpose.
+func (c *Call) reuse(report *core.Report) {
+	used := false
+	for slot, m := range c.measured {
+		if len(m.lse) == 0 {
+			continue
+		}
+		rows := make([]int32, len(m.lse))
+		for i := range rows {
+			rows[i] = int32(m.first + i)
+		}
+		kept := c.keptMass(slot, rows, m.lse)
+		mean, _ := meanAndBound(kept)
+		report.Heads[slot].Coverage, report.Heads[slot].ProbeRows = &mean, len(rows)
+		used = true
+	}
+	if used {
+		report.Notes = append(report.Notes, "coverage is that of the rows which chose the blocks; ask for probe_rows to measure all")
+	}
+}
+
+// probe measures seeded random rows, one in each of ProbeRows equal strata.
+func (c *Call) probe(ctx context.Context, report *core.Report) error {
+	sets := make([]hardware.RowSet, 0, len(report.Heads))
+	for slot := range report.Heads {
+		set := hardware.RowSet{Sequence: slot / c.Heads, Head: slot % c.Heads}
+		n := c.Problem.Sequences[set.Sequence].Query[set.Head].Rows
+		if n == 0 || c.Problem.Sequences[set.Sequence].Key[0].Rows == 0 {
+			continue
+		}
+		set.Rows = StratifiedRows(c.Request.Seed, slot, n, c.Request.ProbeRows)
+		sets = append(sets, set)
+	}
+	masses, err := c.Session.RowMass(ctx, sets, defaultBlock)
+	if err != nil {
+		return err
+	}
+	for i, set := range sets {
+		slot := c.Slot(set.Sequence, set.Head)
+		mean, bound := meanAndBound(c.keptMass(slot, set.Rows, masses[i].LSE))
+		h := &report.Heads[slot]
+		h.Coverage, h.CoverageLower, h.ProbeRows = &mean, &bound, len(set.Rows)
+	}
+	return nil
+}
+
+// keptMass is the share of the dense mass that the kernel summed, by row.
+func (c *Call) keptMass(slot int, rows []int32, dense []float32) []float64 {
+	lse := c.Problem.Sequences[slot/c.Heads].LSE[slot%c.Heads]
+	kept := make([]float64, len(rows))
+	for i, row := range rows {
+		kept[i] = math.Exp(float64(lse[row]) - float64(dense[i]))
+		if sinks := c.Request.Sinks; sinks != nil {
+			kept[i] -= math.Exp(float64(sinks[slot%c.Heads]) - float64(dense[i]))
+		}
+		if math.IsInf(float64(dense[i]), -1) { // the row sees no key: nothing was lost
+			kept[i] = 1
+		}
+		kept[i] = min(max(kept[i], 0), 1)
+	}
+	return kept
+}
+
+// StratifiedRows draws one random row in each of count equal strata of n rows,
+// rising; all rows when there are no more than count.
+func StratifiedRows(seed int64, stream, n, count int) []int32 {
+	count = min(count, n)
+	random := rand.New(rand.NewPCG(uint64(seed), uint64(stream)))
+	rows := make([]int32, count)
+	for k := range rows {
+		low, high := k*n/count, (k+1)*n/count
+		rows[k] = int32(low + random.IntN(high-low))
+	}
+	return rows
+}
+
+// meanAndBound is the mean of rows in order of position and a lower confidence
+// bound for it. The variance is that of neighbours, so that a trend along the
+// sequence does not widen it.
+func meanAndBound(x []float64) (mean, bound float64) {
+	for _, v := range x {
+		mean += v / float64(len(x))
+	}
+	if len(x) < 2 {
+		return mean, 0
+	}
+	squares := 0.0
+	for i := range x[1:] {
+		squares += (x[i+1] - x[i]) * (x[i+1] - x[i])
+	}
+	variance := squares / float64(2*(len(x)-1))
+	return mean, max(0, mean-boundZ*math.Sqrt(variance/float64(len(x))))
+}

@@ -1,0 +1,127 @@
+// Package kernel runs attention strategies on a backend. A strategy made with
+// Kernel.Strategy is one function that chooses blocks; cutting batches and
+// packed sequences, packing keys once per call, decoding, attending, coverage
+// and the report are done here, the same way for all of them.
+package kernel
+
+import (
+	"context"
+	"time"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// Kernel attends on one backend. It holds no state between calls and is safe
+// for use by several goroutines.
+type Kernel struct {
+	backend hardware.Backend
+}
+
+// New makes a kernel on a backend.
+func New(backend hardware.Backend) *Kernel { return &Kernel{backend: backend} }
+
+// Selector chooses the blocks of a call, which it borrows until it returns.
+type Selector func(ctx context.Context, call *Call) (*core.Selection, error)
+
+// Strategy makes an attention strategy of a selector. The
+// capabilities that are the kernel's are filled in.
+func (k *Kernel) Strategy(info core.Info, choose Selector) core.AttentionStrategy {
+	return &strategy{kernel: k, info: complete(info), choose: choose}
+}
+
+// strategy is a selector with the shared kernel around it.
+type strategy struct {
+	kernel *Kernel
+	info   core.Info
+	choose Selector
+}
+
+var _ core.Attender = (*strategy)(nil)
+
+func (s *strategy) Info() core.Info { return s.info }
+
+func (s *strategy) Select(ctx context.Context, req *core.AttentionRequest) (*core.Selection, error) {
+	call, err := s.open(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer call.Close()
+	return call.choose(ctx, s.choose)
+}
+
+func (s *strategy) Attend(ctx context.Context, req *core.AttentionRequest) (*core.AttentionResponse, error) {
+	call, err := s.open(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer call.Close()
+	start := time.Now()
+	selection, err := call.choose(ctx, s.choose)
+	if err != nil {
+		return nil, err
+	}
+	selected := time.Since(start)
+	response, err := call.attend(ctx, selection)
+	if err != nil {
+		return nil, err
+	}
+	response.Report.Times.Select = milliseconds(selected)
+	return response, nil
+}
+
+func (s *strategy) open(ctx context.Context, req *core.AttentionRequest) (*Call, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	params, err := s.info.Validate(req.Params, req.Query.Dim(1))
+	if err != nil {
+		return nil, err
+	}
+	return s.kernel.open(ctx, s.info, req, params)
+}
+
+// Attend attends to the blocks that somebody else selected.
+func (k *Kernel) Attend(ctx context.Context, req *core.AttentionRequest, selection *core.Selection) (*core.AttentionResponse, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	call, err := k.open(ctx, core.Info{Kind: core.Attention, Name: "custom"}, req, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer call.Close()
+	return call.attend(ctx, selection)
+}
+
+// choose applies the rules that hold for every strategy before asking it.
+func (c *Call) choose(ctx context.Context, choose Selector) (*core.Selection, error) {
+	switch {
+	case c.Request.ForceDense:
+		return c.Dense("dense", "dense was asked for"), nil
+	case c.decodes() && c.Request.Mask == nil: // a mask of the caller's is obeyed
+		return c.Dense("dense_decode", "one query per sequence: decoding is dense"), nil
+	}
+	return choose(ctx, c)
+}
+
+func (c *Call) decodes() bool {
+	for _, s := range c.Problem.Sequences {
+		if len(s.Query) > 0 && s.Query[0].Rows > 1 {
+			return false
+		}
+	}
+	return true
+}
+
+func complete(info core.Info) core.Info {
+	info.Kind = core.Attention
+	info.License, info.Version = "Apache-2.0", "0.1.0"
+	c := &info.Capabilities
+	c.Dtypes = []string{"float32", "bfloat16", "float16"}
+	c.MaxHeadDim = 256
+	c.GQA, c.Varlen, c.Chunked, c.Deterministic, c.Attends = true, true, true, true, true
+	return info
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

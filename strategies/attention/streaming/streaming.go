@@ -1,0 +1,54 @@
+// Package streaming keeps the first tokens and the nearest ones (StreamingLLM's
+// A shape, arXiv 2309.17453), and may attend densely at the end of the prompt
+// (the tri shape of arXiv 2412.10319).
+package streaming
+
+import (
+	"context"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+)
+
+// New makes the strategy on a kernel.
+func New(k *kernel.Kernel) core.AttentionStrategy {
+	return k.Strategy(core.Info{
+		Name:    "streaming",
+		Summary: "the first tokens and the nearest ones, and optionally dense last queries",
+		Paper:   "arXiv:2309.17453",
+		Parameters: []core.Parameter{
+			{Name: "sink", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(0), Doc: "tokens at the start that every query sees"},
+			{Name: "recent", Type: core.Int, Default: int64(1024), Unit: "tokens", Min: core.Bound(1), Doc: "nearest tokens that a query sees"},
+			{Name: "last", Type: core.Int, Default: int64(0), Unit: "tokens", Min: core.Bound(0), Doc: "queries at the end of the prompt that see everything"},
+			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+		},
+		Capabilities: core.Capabilities{ChunkRule: "superset"},
+		Notes: []string{
+			"Kept by whole blocks: each block that the token rule touches. For a window exact to the token use the window of the call.",
+			"In a chunk the last queries are the chunk's own, so chunks keep a superset; with last = 0 they keep the same.",
+		},
+	}, selectBlocks)
+}
+
+func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
+	size, err := call.BlockSize()
+	if err != nil {
+		return nil, err
+	}
+	sink, recent, last := call.Params.Int("sink"), call.Params.Int("recent"), call.Params.Int("last")
+	return call.Choose(ctx, size, func(h *kernel.Head) error {
+		h.Report.Pattern = "streaming"
+		sequence := &call.Problem.Sequences[h.Sequence]
+		dense := sequence.Offset + sequence.Query[h.Head].Rows - last // the first position that sees everything
+		for row := range h.QueryBlocks {
+			first := h.Diagonal(row) * size // the position of the block's first query
+			if first+size > dense {
+				h.KeepRow(row)
+				continue
+			}
+			h.KeepRange(row, 0, (sink+size-1)/size)
+			h.KeepRange(row, max(0, first-recent+1)/size, (first+size+recent-2)/size+1)
+		}
+		return nil
+	})
+}
