@@ -1,0 +1,82 @@
+# `make demo` runs the main job, `make test` everything that must pass, `make check` the fast inner loop.
+# A fresh machine needs Python 3.10+, Go and a C compiler; the rest is installed below ./.venv and ./.tools.
+
+PYTHON ?= python3
+VENV := .venv
+TESTENV := .venv-test
+TOOLS := $(CURDIR)/.tools
+GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
+DIST := build/wheels
+PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strategies/all/zz_*'
+# Where goroutines share memory; the kernels' own threads are checked by their invariance tests.
+RACE := ./core/... ./plugins/... ./pybind/...
+
+.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv pytest notebooks bench clean
+
+demo: $(VENV)/demo.stamp
+	$(VENV)/bin/trivium demo
+
+$(VENV)/demo.stamp: $(shell git ls-files -- '*.go' '*.c' '*.h' '*.py' '*.cu' go.mod pyproject.toml constraints.txt 2>/dev/null)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) '.[demo]'
+	touch $@
+
+test: gen-check format-check lint vet go-test race wheel testenv pytest notebooks
+
+# Seconds after the first run: what most changes can break.
+check: format-check vet
+	go test ./core/... ./strategies/... ./hardware/... ./plugins/wire/... ./plugins/shm/... ./tests/arch/...
+
+gen:
+	plugins/proto/generate.sh
+	go generate ./strategies/all
+
+gen-check:
+	@before=$$($(GENERATED) | sort | xargs sha256sum); $(MAKE) --no-print-directory gen; \
+	after=$$($(GENERATED) | sort | xargs sha256sum); \
+	[ "$$before" = "$$after" ] || { echo 'generated code was stale: commit what `make gen` wrote'; exit 1; }
+
+format-check:
+	@unformatted=$$(git ls-files '*.go' | xargs gofmt -l); \
+	[ -z "$$unformatted" ] || { echo "gofmt -w these: $$unformatted"; exit 1; }
+
+$(GOLANGCI):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv $(TOOLS)/golangci-lint $@
+
+lint: $(GOLANGCI)
+	$(GOLANGCI) run ./...
+
+vet:
+	go vet ./...
+
+go-test:
+	go test ./...
+
+race:
+	go test -race -short $(RACE)
+
+wheel:
+	rm -rf $(DIST)
+	$(PYTHON) -m venv build/venv-wheel
+	build/venv-wheel/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir $(DIST) .
+
+# A clean environment that has the wheel and never saw the sources.
+testenv: wheel
+	rm -rf $(TESTENV)
+	$(PYTHON) -m venv $(TESTENV)
+	$(TESTENV)/bin/python $(PIP) "$$(ls $(DIST)/*.whl)[demo,dev]"
+
+pytest:
+	cd tests && ../$(TESTENV)/bin/python -m pytest -q python
+	$(TESTENV)/bin/python -m auditwheel show $(DIST)/*.whl
+
+notebooks:
+	cd tests && ../$(TESTENV)/bin/python -m pytest -q notebooks
+
+bench:
+	$(VENV)/bin/python -m pytest -q tests/bench
+
+clean:
+	rm -rf build build_gopy $(VENV) $(TESTENV) $(TOOLS)

@@ -1,0 +1,139 @@
+package core
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"os"
+
+	"github.com/trivium-ml/trivium/core/checkpoint"
+	"github.com/trivium-ml/trivium/core/tensor"
+)
+
+// MergeSpec says what to merge into what.
+type MergeSpec struct {
+	Method  string
+	Sources []string // checkpoint folders, oldest first
+	Base    string   // folder, for methods that work on differences; "": none
+	Out     string   // folder to be made
+
+	Weights []float64 // one for each source, for a linear method; nil: the method's own
+	Steps   []float64 // training step of each source; nil: unknown
+	Params  Params
+	Dtype   tensor.Dtype // of merged tensors; Invalid: as in the sources, which must agree
+
+	Float64        bool // accumulate in float64
+	AllowNonFinite bool
+	Overwrite      bool // replace a checkpoint that is in Out
+	Resume         bool // go on with a killed merge of the same recipe
+	DryRun         bool // plan and check, write nothing
+	ShardBytes     int64
+	Threads        int
+
+	// Progress is called from one goroutine at a time with bytes written.
+	Progress func(done, total int64)
+}
+
+// MergeReport says what was merged and how.
+type MergeReport struct {
+	Method    string         `json:"method"`
+	Sources   []string       `json:"sources"`
+	Out       string         `json:"out"`
+	Weights   []float64      `json:"weights,omitempty"`
+	Params    Params         `json:"params,omitempty"`
+	Recipe    string         `json:"recipe"`  // hash of all that the result depends on
+	Tensors   int            `json:"tensors"` // merged
+	Copied    []string       `json:"copied,omitempty"`
+	NonFinite []TensorReport `json:"non_finite,omitempty"`
+	Resumed   int            `json:"resumed,omitempty"` // tensors that an earlier run had finished
+	BytesRead int64          `json:"bytes_read"`
+	Bytes     int64          `json:"bytes_written"`
+	Seconds   float64        `json:"seconds"`
+	Backend   string         `json:"backend,omitempty"`
+	Warnings  []string       `json:"warnings,omitempty"`
+	DryRun    bool           `json:"dry_run,omitempty"`
+}
+
+func (s *MergeSpec) validate(info Info) error {
+	if len(s.Sources) == 0 {
+		return Invalid(info.ID(), "no sources: want at least one checkpoint folder")
+	}
+	if s.Out == "" {
+		return Invalid(info.ID(), "no output folder")
+	}
+	if s.Weights != nil && len(s.Weights) != len(s.Sources) {
+		return Invalid(info.ID(), "%d weights: want one for each of %d sources", len(s.Weights), len(s.Sources))
+	}
+	if s.Weights != nil && !info.Capabilities.Weights {
+		return Invalid(info.ID(), "it is not a linear method and takes no weights").WithHint("use method \"linear\"")
+	}
+	if s.Steps != nil && len(s.Steps) != len(s.Sources) {
+		return Invalid(info.ID(), "%d steps: want one for each of %d sources", len(s.Steps), len(s.Sources))
+	}
+	if s.Dtype != tensor.Invalid && !s.Dtype.IsFloat() {
+		return Invalid(info.ID(), "dtype %v: want float32, bfloat16, float16, float64, float8_e4m3 or float8_e5m2", s.Dtype)
+	}
+	return finite(info, "weights", s.Weights)
+}
+
+func finite(info Info, name string, numbers []float64) error {
+	p := Parameter{Name: name, Type: Floats}
+	if err := p.checkAll(numbers); err != nil {
+		return Invalid(info.ID(), "%s: %s", name, err)
+	}
+	return nil
+}
+
+// recipe identifies all that the result depends on, so that a killed merge is
+// only taken up by the same one. A source is known by its files' sizes and times.
+func (s *MergeSpec) recipe(folders []*checkpoint.Folder) (string, error) {
+	type file struct {
+		Path     string
+		Size     int64
+		Modified int64
+	}
+	var files []file
+	for _, folder := range folders {
+		for _, f := range folder.Files {
+			stat, err := os.Stat(f.Path)
+			if err != nil {
+				return "", Errorf(ErrCheckpoint, "%w", err)
+			}
+			files = append(files, file{f.Path, stat.Size(), stat.ModTime().UnixNano()})
+		}
+	}
+	text, err := json.Marshal(struct {
+		Method         string
+		Params         Params
+		Weights, Steps []float64
+		Dtype          string
+		Float64        bool
+		ShardBytes     int64
+		Files          []file
+	}{s.Method, s.Params, s.Weights, s.Steps, s.Dtype.String(), s.Float64, s.ShardBytes, files})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// checkpointError gives an error of the checkpoint package its kind and hint.
+func checkpointError(err error) error {
+	if err == nil {
+		return nil
+	}
+	var typed *checkpoint.Error
+	if !errors.As(err, &typed) {
+		return AsError(err)
+	}
+	e := &Error{Kind: ErrCheckpoint, Message: err.Error(), Hint: typed.Hint, Cause: err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) > 1 {
+		return e
+	}
+	bare := *typed
+	bare.Hint = ""
+	e.Message = bare.Error()
+	return e
+}
