@@ -1,0 +1,106 @@
+package wire
+
+import (
+	"math"
+	"unsafe"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
+	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
+)
+
+// Memory finds what messages refer to. It checks ranges against what was
+// announced.
+type Memory interface {
+	// Segment is the bytes of a range, valid until the call ends.
+	Segment(ref *pb.MemoryRef, writable bool) ([]byte, error)
+	// File is a range of an announced file, valid until the call ends.
+	File(id uint64, offset, size int64, writable bool) (tensor.Extent, error)
+}
+
+// EncodeTensor refers to t, element zero of which lies at offset of a segment.
+func EncodeTensor(t *tensor.Tensor, segment, generation uint64, offset int64) *pb.TensorRef {
+	return &pb.TensorRef{
+		SegmentId: segment, Generation: generation, Offset: offset, Dtype: pb.Dtype(t.Dtype()),
+		Shape: t.Shape(), Strides: t.Strides(), Device: string(t.Device()),
+	}
+}
+
+// DecodeTensor views the tensor referred to.
+func DecodeTensor(name string, m *pb.TensorRef, memory Memory, writable bool) (*tensor.Tensor, error) {
+	if m == nil {
+		return nil, absent(name)
+	}
+	if device := tensor.Device(m.GetDevice()); device != tensor.CPU {
+		return nil, core.Errorf(core.ErrDeviceUnavailable, "%s on device %q: want %q", name, m.GetDevice(), tensor.CPU)
+	}
+	dtype, err := decodeDtype(name, m.GetDtype())
+	if err != nil {
+		return nil, err
+	}
+	if len(m.GetShape()) > maxRank {
+		return nil, core.Invalid("", "message: %s has %d axes: want at most %d", name, len(m.GetShape()), maxRank)
+	}
+	if m.GetOffset()%dtype.Size() != 0 {
+		return nil, core.Invalid("", "message: %s at byte %d: want a multiple of %d", name, m.GetOffset(), dtype.Size())
+	}
+	span, err := tensor.Span(dtype, m.GetShape(), m.GetStrides())
+	if err != nil {
+		return nil, core.Invalid("", "message: %s: %s", name, err)
+	}
+	if err := checkSize(name, dtype, m.GetShape(), span, writable); err != nil {
+		return nil, err
+	}
+	ref := &pb.MemoryRef{SegmentId: m.GetSegmentId(), Generation: m.GetGeneration(), Offset: m.GetOffset(), Size: span}
+	bytes, err := memory.Segment(ref, writable)
+	if err != nil {
+		return nil, core.Invalid("", "message: %s: %s", name, err)
+	}
+	t, err := tensor.Borrow(unsafe.Pointer(unsafe.SliceData(bytes)), dtype, m.GetShape(), m.GetStrides(), tensor.CPU)
+	if err != nil {
+		return nil, core.Invalid("", "message: %s: %s", name, err)
+	}
+	return t, nil
+}
+
+// checkSize bounds how many elements a little memory may stand for: broadcast
+// inputs repeat theirs, outputs have a place for each.
+func checkSize(name string, dtype tensor.Dtype, shape []int64, span int64, writable bool) error {
+	n, err := elements(name, dtype, shape)
+	if err != nil {
+		return err
+	}
+	places := span / dtype.Size()
+	if writable && n > places {
+		return core.Invalid("", "message: %s: its elements overlap", name)
+	}
+	if n > places*maxRepeats {
+		return core.Invalid("", "message: %s repeats %d elements %d times: want at most %d", name, places, n/max(places, 1), maxRepeats)
+	}
+	return nil
+}
+
+func decodeDtype(name string, d pb.Dtype) (tensor.Dtype, error) {
+	if d <= 0 || d > math.MaxUint8 || tensor.Dtype(d).Size() == 0 {
+		return tensor.Invalid, core.Invalid("", "message: %s: dtype %d is not known", name, d)
+	}
+	return tensor.Dtype(d), nil
+}
+
+// elements is the number of elements of a dense shape, checked for overflow.
+func elements(name string, dtype tensor.Dtype, shape []int64) (int64, error) {
+	if len(shape) > maxRank {
+		return 0, core.Invalid("", "message: %s has %d axes: want at most %d", name, len(shape), maxRank)
+	}
+	n := int64(1)
+	for _, d := range shape {
+		if d < 0 || d > 0 && n > math.MaxInt64/d {
+			return 0, core.Invalid("", "message: %s: shape %v overflows", name, shape)
+		}
+		n *= d
+	}
+	if n > math.MaxInt64/dtype.Size() {
+		return 0, core.Invalid("", "message: %s: shape %v overflows", name, shape)
+	}
+	return n, nil
+}
