@@ -29,7 +29,8 @@ import (
 // Export describes a dense row-major tensor with one or more axes as an
 // arrow.fixed_shape_tensor in two structures, which must be zero. It retains the
 // tensor until the consumer calls the array's release, from any thread. The
-// tensor's memory must not be Go's.
+// tensor's memory must not move. A consumer that knows what it gets passes 0 for
+// the schema.
 func Export(t *tensor.Tensor, array, schema uintptr) error {
 	if t.Rank() == 0 || !t.Contiguous() || t.Device() != tensor.CPU {
 		return fmt.Errorf("export %v with strides %v: want a dense row-major tensor with an axis, on the cpu", t, t.Strides())
@@ -41,8 +42,10 @@ func Export(t *tensor.Tensor, array, schema uintptr) error {
 	if err != nil {
 		return err
 	}
-	if err := exportSchema(t, storage, schema); err != nil {
-		return err
+	if schema != 0 {
+		if err := exportSchema(t, storage, schema); err != nil {
+			return err
+		}
 	}
 	exportArray(t, storage, array)
 	return nil
