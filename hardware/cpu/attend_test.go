@@ -1,0 +1,165 @@
+package cpu
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// budget bounds the error of a result against float64: absolute for values
+// drawn from the unit normal, as is lse, plus half a unit in the last place of
+// the output dtype.
+type budget struct{ absolute, lse float64 }
+
+// budgets by family of arithmetic, for scores below 40 in size: a score that
+// is off by e moves a weight by e relative, and an output by at most twice
+// that times the largest value.
+var budgets = map[string]budget{
+	"serial": {2e-5, 1e-5}, // float32 cosines and packed keys
+	"vector": {6e-5, 3e-5}, // float32 sums over head_dim and keys, exp2 to 3e-7
+}
+
+func budgetOf(isa string) budget {
+	if isa == "serial" {
+		return budgets["serial"]
+	}
+	return budgets["vector"]
+}
+
+var outputUnit = map[hardware.Dtype]float64{hardware.Float32: 0x1p-24, hardware.BFloat16: 0x1p-8, hardware.Float16: 0x1p-11}
+
+func eachISA(t *testing.T, f func(t *testing.T, isa string, b hardware.Backend)) {
+	for _, isa := range Available() {
+		t.Run(isa, func(t *testing.T) {
+			b, err := Open(isa)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(t, isa, b)
+			if n := liveBytes(); n != 0 {
+				t.Errorf("%d bytes of C memory not released", n)
+			}
+		})
+	}
+}
+
+func (c *randomCase) attend(t *testing.T, b hardware.Backend) {
+	t.Helper()
+	s, err := b.Prepare(context.Background(), &c.problem)
+	if err != nil {
+		t.Fatal(c, err)
+	}
+	defer s.Close()
+	if err := s.Attend(context.Background(), c.masks); err != nil {
+		t.Fatal(c, err)
+	}
+}
+
+const firstSeed, cases = 20260, 240
+
+func TestAttendAgainstDefinition(t *testing.T) {
+	eachISA(t, func(t *testing.T, isa string, b hardware.Backend) {
+		worst := budget{}
+		for seed := uint64(firstSeed); seed < firstSeed+cases; seed++ {
+			c := newCase(seed)
+			c.attend(t, b)
+			for i := range c.query {
+				for h := range c.query[i] {
+					c.compareRows(t, i, h, budgetOf(isa), &worst)
+				}
+			}
+			if t.Failed() {
+				t.Fatal(c)
+			}
+		}
+		t.Logf("largest error of outputs %.2g, of lse %.2g, seeds from %d", worst.absolute, worst.lse, firstSeed)
+	})
+}
+
+// compareRows checks a sample of rows, first and last included.
+func (c *randomCase) compareRows(t *testing.T, sequence, head int, limit budget, worst *budget) {
+	out := c.out[sequence][head]
+	step := max(1, out.Rows/7)
+	for row := 0; row < out.Rows; row += step {
+		if row+step >= out.Rows {
+			row = out.Rows - 1
+		}
+		want, lse := c.attendRow(sequence, head, row)
+		for j := range want {
+			got := out.at(row, j)
+			e := math.Abs(got-want[j]) - outputUnit[out.Dtype]*math.Abs(want[j]) - 0x1p-25
+			worst.absolute = max(worst.absolute, e)
+			if !(e <= limit.absolute) {
+				t.Errorf("sequence %d head %d row %d column %d: %g, want %g", sequence, head, row, j, got, want[j])
+				return
+			}
+		}
+		got := float64(c.problem.Sequences[sequence].LSE[head][row])
+		if math.IsInf(lse, -1) && math.IsInf(got, -1) {
+			continue
+		}
+		worst.lse = max(worst.lse, math.Abs(got-lse))
+		if !(math.Abs(got-lse) <= limit.lse) {
+			t.Errorf("sequence %d head %d row %d: lse %g, want %g", sequence, head, row, got, lse)
+			return
+		}
+	}
+}
+
+func TestAttendSameBytesForAnyThreads(t *testing.T) {
+	eachISA(t, func(t *testing.T, isa string, b hardware.Backend) {
+		for seed := uint64(1); seed < 30; seed++ {
+			c := newCase(seed)
+			c.problem.Threads = 1
+			c.attend(t, b)
+			want := c.bytes()
+			for _, threads := range []int{2, 3, 7} {
+				c.problem.Threads = threads
+				c.attend(t, b)
+				if !bytes.Equal(want, c.bytes()) {
+					t.Fatalf("%d threads give other bytes than one: %v", threads, c)
+				}
+			}
+		}
+	})
+}
+
+func (c *randomCase) bytes() []byte {
+	var all []byte
+	for i := range c.out {
+		for h, o := range c.out[i] {
+			all = append(all, o.raw...)
+			for _, x := range c.problem.Sequences[i].LSE[h] {
+				all = append(all, byte(math.Float32bits(x)), byte(math.Float32bits(x)>>8), byte(math.Float32bits(x)>>16), byte(math.Float32bits(x)>>24))
+			}
+		}
+	}
+	return all
+}
+
+func TestAttendWritesOnlyOutput(t *testing.T) {
+	eachISA(t, func(t *testing.T, isa string, b hardware.Backend) {
+		for seed := uint64(100); seed < 160; seed++ {
+			c := newCase(seed)
+			c.attend(t, b)
+			for i := range c.out {
+				for _, o := range c.out[i] {
+					gaps := slices.Clone(o.raw)
+					for row := range o.Rows {
+						first := row * o.Stride * o.Dtype.Size()
+						for j := range o.Cols * o.Dtype.Size() {
+							gaps[first+j] = 0xff
+						}
+					}
+					if k := slices.IndexFunc(gaps, func(x byte) bool { return x != 0xff }); k >= 0 {
+						t.Fatalf("byte %d between or after the rows was written: %v", k, c)
+					}
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,216 @@
+// The oracle: one row at a time, float64 everywhere but in what is stored.
+// Allows every shape of the contract. Error: that of float32 inputs, cosines
+// and results; each score, sum and output is float64 within.
+#include "numbers.h"
+#include "visible.h"
+
+static const float *rotation_row(const trivium_rotation *r, int64_t row) { return r->table ? r->table + row * r->step : NULL; }
+
+// x: [dim] row of m, rotated; where is NULL for no rotation.
+static void load_row(double *x, const trivium_problem *p, const trivium_matrix *m, int64_t row, const float *rotation) {
+    for (int i = 0; i < m->cols; i++) x[i] = load_number(m->data, m->dtype, row * m->stride + i);
+    if (!rotation) return;
+    for (int i = 0; i < p->half; i++) {
+        double c = rotation[2 * i], s = rotation[2 * i + 1];
+        double *a = p->interleaved ? &x[2 * i] : &x[i], *b = p->interleaved ? &x[2 * i + 1] : &x[i + p->half];
+        double u = *a, v = *b;
+        *a = u * c - v * s;
+        *b = u * s + v * c;
+    }
+}
+
+// Packed: float32 keys [key_variants, rows, key_dim], then values [rows, value_dim].
+static size_t pack_bytes_serial(const trivium_problem *p, int64_t rows) {
+    return sizeof(float) * (size_t)rows * ((size_t)p->key_variants * p->key_dim + p->value_dim);
+}
+static const float *packed_key(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
+    return (const float *)k->packed + (variant * k->key.rows + n) * p->key_dim;
+}
+static const float *packed_value(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    return packed_key(p, k, p->key_variants, 0) + n * p->value_dim;
+}
+
+static void pack_serial(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    double x[256];
+    for (int64_t n = first; n < first + rows && !cancelled(p); n++) {
+        for (int v = 0; v < p->key_variants; v++) {
+            load_row(x, p, &k->key, n, rotation_row(&k->rotation[v], n));
+            float *to = (float *)packed_key(p, k, v, n);
+            for (int i = 0; i < p->key_dim; i++) to[i] = (float)x[i];
+        }
+        load_row(x, p, &k->value, n, NULL);
+        float *to = (float *)packed_value(p, k, n);
+        for (int i = 0; i < p->value_dim; i++) to[i] = (float)x[i];
+    }
+}
+
+// Scratch: rotated query [query_variants, key_dim], scores [keys], their keys [keys].
+typedef struct {
+    double *query, *score;
+    int64_t *key;
+    int64_t count;
+} scored_row;
+
+static scored_row scored_row_in(void *scratch, const trivium_problem *p, int64_t keys) {
+    double *at = scratch;
+    return (scored_row){at, at + p->query_variants * p->key_dim, (int64_t *)(at + p->query_variants * p->key_dim + keys), 0};
+}
+static size_t scratch_bytes_serial(const trivium_problem *p, int64_t keys) {
+    return sizeof(double) * ((size_t)p->query_variants * p->key_dim + 2 * (size_t)keys);
+}
+
+static double score(const trivium_head *h, const scored_row *s, int64_t m, int64_t n) {
+    const trivium_problem *p = h->problem;
+    const trivium_band *b = p->band;
+    while (b + 1 < p->band + p->bands && !in_band(b, m, n)) b++;
+    const double *q = s->query + b->query * p->key_dim;
+    const float *k = packed_key(p, h->keys, b->key, n);
+    double sum = 0;
+    for (int i = 0; i < p->key_dim; i++) sum += q[i] * k[i];
+    sum *= p->scale;
+    return p->softcap ? p->softcap * tanh(sum / p->softcap) : sum;
+}
+
+static void score_keys(const trivium_head *h, scored_row *s, int64_t row, int64_t first, int64_t last) {
+    const trivium_problem *p = h->problem;
+    int64_t m = h->offset + row, rows = h->keys->key.rows;
+    first = max_i64(first, first_visible(p, m));
+    last = min_i64(last, last_visible(p, m, rows));
+    for (int64_t n = first; n < last; n++) {
+        s->key[s->count] = n;
+        s->score[s->count++] = score(h, s, m, n);
+    }
+}
+
+static void start_row(const trivium_head *h, scored_row *s, int64_t row) {
+    const trivium_problem *p = h->problem;
+    s->count = 0;
+    for (int v = 0; v < p->query_variants; v++)
+        load_row(s->query + v * p->key_dim, p, &h->query, row, rotation_row(&h->rotation[v], row));
+}
+
+static double log_sum_exp(const scored_row *s) {
+    double top = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < s->count; i++) top = fmax(top, s->score[i]);
+    for (int64_t i = 0; i < s->count; i++) sum += exp(s->score[i] - top);
+    return s->count ? top + log(sum) : -INFINITY;
+}
+
+static void attend_row(const trivium_attend *a, scored_row *s, int64_t row) {
+    const trivium_head *h = a->head;
+    const trivium_problem *p = h->problem;
+    start_row(h, s, row);
+    if (!a->block) score_keys(h, s, row, a->first, a->last);
+    else for (int64_t i = 0; i < a->blocks; i++)
+        score_keys(h, s, row, a->block[i] * a->block_size, (a->block[i] + 1) * a->block_size);
+
+    double lse = log_sum_exp(s), out[256] = {0};
+    if (s->count && !a->partial && a->sink > -INFINITY) {
+        double top = fmax(lse, a->sink);
+        lse = top + log(exp(lse - top) + exp(a->sink - top));
+    }
+    for (int64_t i = 0; i < s->count; i++) {
+        double weight = exp(s->score[i] - lse);
+        const float *v = packed_value(p, h->keys, s->key[i]);
+        for (int j = 0; j < p->value_dim; j++) out[j] += weight * v[j];
+    }
+    if (a->partial) {
+        float *to = a->partial + (row - a->row) * (p->value_dim + 1);
+        for (int j = 0; j < p->value_dim; j++) to[j] = (float)out[j];
+        to[p->value_dim] = (float)lse;
+        return;
+    }
+    for (int j = 0; j < p->value_dim; j++) store_number(a->output.data, a->output.dtype, row * a->output.stride + j, out[j]);
+    if (a->lse) a->lse[row] = (float)lse;
+}
+
+static void attend_serial(const trivium_attend *a, void *scratch) {
+    scored_row s = scored_row_in(scratch, a->head->problem, a->head->keys->key.rows);
+    for (int64_t r = a->row; r < a->row + a->rows && !cancelled(a->head->problem); r++) attend_row(a, &s, r);
+}
+
+static void representative_serial(const trivium_representative *r, void *scratch) {
+    const trivium_head *h = r->head;
+    int64_t keys = h->keys->key.rows;
+    scored_row s = scored_row_in(scratch, h->problem, keys);
+    memset(r->columns, 0, sizeof(float) * keys);
+    memset(r->slashes, 0, sizeof(float) * keys);
+    for (int64_t i = 0; i < r->rows && !cancelled(h->problem); i++) {
+        start_row(h, &s, r->row + i);
+        score_keys(h, &s, r->row + i, 0, keys);
+        double lse = log_sum_exp(&s);
+        r->lse[i] = (float)lse;
+        for (int64_t j = 0; j < s.count; j++) {
+            float a = (float)exp(s.score[j] - lse);
+            int64_t distance = h->offset + r->row + i - s.key[j];
+            r->columns[s.key[j]] += a;
+            if (distance >= 0 && distance < keys) r->slashes[distance] += a;
+        }
+    }
+}
+
+static void row_mass_serial(const trivium_row_mass *r, void *scratch) {
+    const trivium_head *h = r->head;
+    int64_t keys = h->keys->key.rows, blocks = (keys + r->block_size - 1) / r->block_size;
+    scored_row s = scored_row_in(scratch, h->problem, keys);
+    for (int64_t i = 0; i < r->rows && !cancelled(h->problem); i++) {
+        start_row(h, &s, r->row[i]);
+        score_keys(h, &s, r->row[i], 0, keys);
+        double lse = log_sum_exp(&s);
+        r->lse[r->place[i]] = (float)lse;
+        float *mass = r->mass + r->place[i] * blocks;
+        for (int64_t b = 0, j = 0; b < blocks; b++) {
+            double sum = 0;
+            for (; j < s.count && s.key[j] < (b + 1) * r->block_size; j++) sum += exp(s.score[j] - lse);
+            mass[b] = (float)sum;
+        }
+    }
+}
+
+static void pool_serial(const trivium_pool *p) {
+    float *mean = p->mean;
+    for (int64_t row = 0; row < p->rows.rows; mean += p->rows.cols) {
+        int64_t next = (floor_div(p->offset + row, p->block_size) + 1) * p->block_size - p->offset;
+        int64_t last = min_i64(next, p->rows.rows);
+        for (int j = 0; j < p->rows.cols; j++) {
+            double sum = 0;
+            for (int64_t r = row; r < last; r++) sum += load_number(p->rows.data, p->rows.dtype, r * p->rows.stride + j);
+            mean[j] = (float)(sum / (double)(last - row));
+        }
+        row = last;
+    }
+}
+
+static void weighted_sum_serial(const trivium_sum *w, void *scratch) {
+    (void)scratch;
+    for (int64_t i = w->first; i < w->first + w->count; i++) {
+        for (int s = 0; s < w->sources; s++) w->nonfinite[s] += !isfinite(load_number(w->in[s], w->in_dtype[s], i));
+        for (int c = 0; c < w->candidates; c++) {
+            const double *weight = w->weight + c * w->sources;
+            double sum = 0;
+            for (int s = 0; s < w->sources; s++) {
+                double x = load_number(w->in[s], w->in_dtype[s], i);
+                sum = w->wide ? fma(weight[s], x, sum) : fmaf((float)weight[s], (float)x, (float)sum);
+            }
+            store_number(w->out[c], w->out_dtype[c], i, sum);
+        }
+    }
+}
+
+static int supported_serial(void) { return 1; }
+
+static const trivium_kernels kernels_serial = {
+    .name = "serial",
+    .rank = 0,
+    .supported = supported_serial,
+    .pack_bytes = pack_bytes_serial,
+    .pack = pack_serial,
+    .scratch_bytes = scratch_bytes_serial,
+    .attend = attend_serial,
+    .representative = representative_serial,
+    .row_mass = row_mass_serial,
+    .pool = pool_serial,
+    .weighted_sum = weighted_sum_serial,
+    .sum_bytes = 64,
+};
+TRIVIUM_REGISTER(kernels_serial);

@@ -1,0 +1,40 @@
+// What the Go side needs beside the tables: memory, rotations, merging.
+#ifndef TRIVIUM_SUPPORT_H
+#define TRIVIUM_SUPPORT_H
+
+#include "kernels.h"
+
+// The tables of this build.
+const trivium_kernels *const *trivium_tables(int *count);
+
+// 64-byte aligned memory, freed by trivium_free with the same size; NULL: none left.
+void *trivium_alloc(size_t bytes);
+void trivium_free(void *memory, size_t bytes);
+int64_t trivium_live_bytes(void);
+
+typedef struct {
+    const double *inv_freq, *applied; // [half] radians per token
+    double scale, offset, limit;
+    int64_t modulo, group;
+    int32_t half;
+} trivium_rule;
+
+// Writes cosines and sines of inv_freq*rule(m) - applied*m for the positions
+// m = position .. position+rows-1: [rows, half, 2].
+void trivium_rotation_rows(const trivium_rule *rule, int64_t position, int64_t rows, float *table);
+
+// Writes output and lse of a from its parts: a->partial is [parts, rows, value_dim + 1].
+void trivium_merge(const trivium_attend *a, int64_t parts);
+
+// Calls through the table, which Go cannot make.
+static inline int trivium_supported(const trivium_kernels *k) { return k->supported(); }
+static inline size_t trivium_pack_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t rows) { return k->pack_bytes(p, rows); }
+static inline size_t trivium_scratch_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t keys) { return k->scratch_bytes(p, keys); }
+static inline void trivium_pack(const trivium_kernels *k, const trivium_problem *p, const trivium_keys *keys, int64_t first, int64_t rows) { k->pack(p, keys, first, rows); }
+static inline void trivium_run_attend(const trivium_kernels *k, const trivium_attend *a, void *scratch) { k->attend(a, scratch); }
+static inline void trivium_run_representative(const trivium_kernels *k, const trivium_representative *r, void *scratch) { k->representative(r, scratch); }
+static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
+static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }
+static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *s, void *scratch) { k->weighted_sum(s, scratch); }
+
+#endif

@@ -1,0 +1,605 @@
+// Block-sparse causal attention for sm_90a: out = softmax(scale q k^T over the kept 128 x 128 tiles) v, and its LSE.
+//
+// One producer warp feeds K and V tiles by TMA through two-stage rings; two consumer warpgroups own 64 query rows each.
+// Inside a warpgroup the softmax of tile j overlaps the product P V of tile j - 1; the two warpgroups take turns on the
+// tensor cores (FlashAttention-3, arXiv 2407.08608). The grid is persistent: blocks claim (head, query block) items from a
+// counter, longest causal rows first, the query heads of one key head next to each other so that they share K and V in L2.
+// The running maximum is replaced only when it grows by more than 8 in log2 units: the old one stays a valid reference,
+// and the 64 multiplications of the accumulator are skipped for almost every tile.
+//
+// Shapes: head_dim 64 or 128, any lengths, q_heads a multiple of kv_heads, 16-byte aligned rows.
+// Error: <= 2e-3 relative to float32 on the same mask (16-bit inputs, P rounded to 16 bits, float32 sums).
+// Version log: at the end of docs/decisions/cuda-kernel.md.
+//
+// Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
+#include "hopper.cuh"
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#endif
+#ifndef PINGPONG
+#define PINGPONG 1
+#endif
+#ifdef BANDS
+#define BAND_COUNT 2
+#else
+#define BAND_COUNT 1
+#endif
+#if defined(BANDS) || defined(WINDOW)
+#define LOWER_LIMIT 1
+#endif
+
+constexpr int kTile = 128;
+constexpr int kHalfBytes = kTile * 128;                      // one TMA box: 128 rows of 64 elements
+constexpr int kHalves = HEAD_DIM / 64;
+constexpr int kTileBytes = kHalves * kHalfBytes;
+constexpr int kStages = 2;
+constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
+constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kColumn = 0x3fffffffu;
+
+// Sequence describes one batch entry of a packed batch, in rows of the tensors and in tokens.
+struct Sequence { int q_row, q_len, k_row, k_len, q_offset; };
+
+struct AttendArgs {
+  void* out;                  // [batch, q_heads, q_len, head_dim], strides below in elements
+  float* lse;                 // [batch, q_heads, q_len], natural logarithm
+  const int* row_ptr;         // CSR over (batch, head, query block); null: every causal tile
+  const int* cols;            // ascending key blocks of each row
+  const Sequence* sequences;  // null: every batch entry has q_len, k_len, q_offset
+  const float* sinks;         // [q_heads] logits, SINKS only
+  u32* counter;               // two words, zero before the first launch; every launch leaves them zero
+  long long out_batch, out_head, out_row, lse_batch, lse_head;
+  int batch, q_heads, kv_heads, q_blocks, q_len, k_len, q_offset;
+  int band;                   // distances >= band use the second rotation (BANDS)
+  int window;                 // keys at distance >= window are dropped (WINDOW)
+  float scale, softcap;
+};
+
+struct Shared {
+  alignas(8) u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  u32 k_info[kStages];
+  int batch, head, block, rows;  // the work item; rows < 0 ends the kernel, rows == 0 means no tile
+};
+
+struct Work { int batch, head, block, begin, count; Sequence seq; };
+
+__device__ __forceinline__ Sequence sequence_of(const AttendArgs& a, int batch) {
+  if (a.sequences) return a.sequences[batch];
+  return Sequence{0, a.q_len, 0, a.k_len, a.q_offset};
+}
+
+// Item t: key heads outermost, query blocks from the last to the first, the query heads of the key head innermost.
+__device__ __forceinline__ Work decode(const AttendArgs& a, u32 t) {
+  const int group = a.q_heads / a.kv_heads;
+  Work w;
+  const int member = t % group;
+  u32 r = t / group;
+  w.block = a.q_blocks - 1 - r % a.q_blocks;
+  r /= a.q_blocks;
+  w.head = (r % a.kv_heads) * group + member;
+  w.batch = r / a.kv_heads;
+  w.seq = sequence_of(a, w.batch);
+  const int first = w.block * kTile;
+  w.begin = 0;
+  w.count = 0;
+  if (first >= w.seq.q_len) { w.block = -1; return w; }
+  if (a.row_ptr) {
+    const int* row = a.row_ptr + (long long)(w.batch * a.q_heads + w.head) * a.q_blocks + w.block;
+    w.begin = row[0];
+    w.count = row[1] - w.begin;
+    return w;
+  }
+  const int last_query = w.seq.q_offset + min(first + kTile, w.seq.q_len) - 1;
+  const int keys = min(w.seq.k_len, last_query + 1);
+  w.count = keys > 0 ? (keys + kTile - 1) / kTile : 0;
+#ifdef WINDOW
+  w.begin = min(w.count, max(0, w.seq.q_offset + first - a.window + 1) / kTile);
+  w.count -= w.begin;
+#endif
+  return w;
+}
+
+#define BAR(field) shared_address(&sh->field)
+
+__device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring,
+                                        const TensorMap* map_q, const TensorMap* map_q2, const TensorMap* map_k,
+                                        const TensorMap* map_v) {
+  const int lane = threadIdx.x & 31;
+  const u32 items = (u32)a.batch * a.q_heads * a.q_blocks;
+  const int group = a.q_heads / a.kv_heads;
+  u32 q_phase = 1, k_slot = 0, k_phase = 1, v_slot = 0, v_phase = 1;
+  u32 claimed = 0;
+  if (lane == 0) claimed = atomicAdd(a.counter, 1u);
+  claimed = __shfl_sync(~0u, claimed, 0);
+  while (claimed < items) {
+    const Work w = decode(a, claimed);
+    if (lane == 0) claimed = atomicAdd(a.counter, 1u);
+    claimed = __shfl_sync(~0u, claimed, 0);
+    if (w.block < 0) continue;
+    const int kv_head = w.head / group;
+    const int box_batch = a.sequences ? 0 : w.batch;
+    const int first = w.block * kTile;
+    bool query_sent = false;
+    int v_column = -1;
+    for (int done = 0; done < w.count || !query_sent; done += 32) {
+      // The row from its last column to its first: the tiles that need a mask come first.
+      const int mine = done + lane;
+      int column = 0;
+      if (mine < w.count) column = a.row_ptr ? a.cols[w.begin + w.count - 1 - mine] : w.begin + w.count - 1 - mine;
+      const int batch_end = min(32, w.count - done);
+      for (int e = 0; e < batch_end || !query_sent; ++e) {
+        const int c = __shfl_sync(~0u, column, e & 31);
+        if (lane == 0 && e < batch_end) {
+          bool near = true, far = false;
+#ifdef BANDS
+          const int low = w.seq.q_offset + first - c * kTile;  // distance of the first query to the first key
+          near = low - (kTile - 1) < a.band;
+          far = low + kTile - 1 >= a.band;
+#endif
+#pragma unroll
+          for (int band = 0; band < BAND_COUNT; ++band) {
+            if (!(band ? far : near)) continue;
+            const bool last = done + e == w.count - 1 && (band == 1 || !far);
+            barrier_wait(BAR(k_empty[k_slot]), k_phase);
+            sh->k_info[k_slot] = (u32)c | (band ? kFar : 0) | (last ? kLast : 0);
+            barrier_expect(BAR(k_full[k_slot]), kTileBytes);
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h)
+              tma_load(k_ring + k_slot * kTileBytes + h * kHalfBytes, map_k, BAR(k_full[k_slot]), h * 64,
+                       w.seq.k_row + c * kTile, kv_head, box_batch);
+            if (++k_slot == kStages) { k_slot = 0; k_phase ^= 1; }
+            if (!query_sent) {
+              barrier_wait(BAR(q_empty), q_phase);
+              q_phase ^= 1;
+              sh->batch = w.batch; sh->head = w.head; sh->block = w.block; sh->rows = w.count;
+              barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
+#pragma unroll
+              for (int h = 0; h < kHalves; ++h) {
+                tma_load(q_tile + h * kHalfBytes, map_q, BAR(q_full), h * 64, w.seq.q_row + first, w.head, box_batch);
+#ifdef BANDS
+                tma_load(q_tile + kTileBytes + h * kHalfBytes, map_q2, BAR(q_full), h * 64, w.seq.q_row + first, w.head, box_batch);
+#endif
+              }
+              query_sent = true;
+            }
+            // V one tile behind K: the order in which the consumers free the slots.
+#pragma unroll
+            for (int flush = 0; flush < 2; ++flush) {
+              const int vc = flush ? c : v_column;
+              if (flush ? !last : vc < 0) continue;
+              barrier_wait(BAR(v_empty[v_slot]), v_phase);
+              barrier_expect(BAR(v_full[v_slot]), kTileBytes);
+#pragma unroll
+              for (int h = 0; h < kHalves; ++h)
+                tma_load(v_ring + v_slot * kTileBytes + h * kHalfBytes, map_v, BAR(v_full[v_slot]), h * 64,
+                         w.seq.k_row + vc * kTile, kv_head, box_batch);
+              if (++v_slot == kStages) { v_slot = 0; v_phase ^= 1; }
+            }
+            v_column = c;
+          }
+        }
+        if (lane == 0 && !query_sent) {  // an empty row: tell the consumers to write zeros
+          barrier_wait(BAR(q_empty), q_phase);
+          q_phase ^= 1;
+          sh->batch = w.batch; sh->head = w.head; sh->block = w.block; sh->rows = 0;
+          barrier_arrive(BAR(q_full));
+          query_sent = true;
+        }
+        query_sent = __shfl_sync(~0u, (int)query_sent, 0);
+      }
+    }
+  }
+  if (lane == 0) {
+    barrier_wait(BAR(q_empty), q_phase);
+    sh->rows = -1;
+    barrier_arrive(BAR(q_full));
+    // The last block to finish leaves the counter as it was found.
+    __threadfence();
+    if (atomicAdd(a.counter + 1, 1u) == gridDim.x - 1) {
+      a.counter[0] = 0;
+      a.counter[1] = 0;
+    }
+  }
+}
+
+// S = Q K^T of one warpgroup: 64 rows x 128 keys.
+__device__ __forceinline__ void product_qk(float (&s)[64], const u32 (&q)[kHalves * 4][4], u32 k) {
+  const u64 kd = descriptor(k, 16);
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk)
+    wgmma_rs<0>(s, q[kk], advance(kd, (kk / 4) * kHalfBytes + (kk % 4) * 32), kk > 0);
+}
+
+// The query rows of this warp as operand fragments.
+__device__ __forceinline__ void load_query(u32 (&q)[kHalves * 4][4], u32 warp_rows) {
+  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8;
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+    const int chunk = 2 * (kk % 4) + (lane >> 4);
+    ldmatrix_x4(warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16), q[kk]);
+  }
+}
+
+// O += P V.
+__device__ __forceinline__ void product_pv(float (&o)[kOut], const u32 (&p)[8][4], u32 v) {
+  const u64 vd = descriptor(v, kHalfBytes);
+#pragma unroll
+  for (int kk = 0; kk < 8; ++kk) wgmma_rs<1>(o, p[kk], advance(vd, kk * 2048), 1);
+}
+
+struct RowState { float m[2], l[2]; };
+
+// Limits of one thread's two rows, as absolute key positions.
+struct RowLimits { int hi[2]; int query[2]; };
+
+__device__ __forceinline__ void mask_scores(float (&s)[64], const AttendArgs& a, const RowLimits& lim, int k_len, u32 info) {
+  const int base = (int)(info & kColumn) * kTile + 2 * (threadIdx.x & 3);
+  int hi[2], lo[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    hi[r] = min(lim.query[r], k_len - 1);
+    lo[r] = -0x40000000;
+#ifdef WINDOW
+    lo[r] = lim.query[r] - a.window + 1;
+#endif
+#ifdef BANDS
+    if (info & kFar) hi[r] = min(hi[r], lim.query[r] - a.band);
+    else lo[r] = max(lo[r], lim.query[r] - a.band + 1);
+#endif
+    hi[r] -= base;
+    lo[r] -= base;
+  }
+#pragma unroll
+  for (int i = 0; i < 64; ++i) {
+    const int key = (i / 4) * 8 + (i & 1), r = (i >> 1) & 1;
+    bool keep = key <= hi[r];
+#ifdef LOWER_LIMIT
+    keep = keep && key >= lo[r];
+#endif
+    s[i] = keep ? s[i] : NEG_INF;
+  }
+}
+
+__device__ __forceinline__ bool needs_mask(const AttendArgs& a, int first_query, int k_len, u32 info) {
+  const int low = (int)(info & kColumn) * kTile, high = low + kTile - 1;
+  bool need = high > min(first_query, k_len - 1);
+#ifdef WINDOW
+  need = need || low < first_query + 63 - a.window + 1;
+#endif
+#ifdef BANDS
+  need = need || ((info & kFar) ? first_query - high < a.band : first_query + 63 - low >= a.band);
+#endif
+  return need;
+}
+
+#ifdef SOFTCAP
+__device__ __forceinline__ void cap_scores(float (&s)[64], const AttendArgs& a) {
+  const float in = 2.0f * 1.44269504f * a.scale / a.softcap;
+#pragma unroll
+  for (int i = 0; i < 64; ++i) s[i] = a.softcap * (1.0f - __fdividef(2.0f, exp2_approx(s[i] * in) + 1.0f));
+}
+#endif
+
+// Turns scores into probabilities relative to the row reference; true when the accumulator must be scaled by `rescale`.
+template <bool first>
+__device__ __forceinline__ bool softmax(float (&s)[64], RowState& st, float (&rescale)[2], float scale_log2) {
+  float m[2] = {st.m[0], st.m[1]};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float t[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) t[j] = fmaxf(s[8 * j + 2 * r], s[8 * j + 2 * r + 1]);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      if ((i & 1) == 0) { if (i >= 8) t[(i / 2) & 3] = fmaxf(fmaxf(t[(i / 2) & 3], s[4 * i + 2 * r]), s[4 * i + 2 * r + 1]); }
+      else t[(i / 2) & 3] = fmaxf(fmaxf(t[(i / 2) & 3], s[4 * i + 2 * r]), s[4 * i + 2 * r + 1]);
+    }
+    float top = fmaxf(fmaxf(t[0], t[1]), fmaxf(t[2], t[3]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    m[r] = first ? top : fmaxf(m[r], top);
+  }
+  bool grew = false;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    rescale[r] = 1.0f;
+    if (!first) {
+      const bool grow = (m[r] - st.m[r]) * scale_log2 > 8.0f;  // false for -inf against -inf
+      rescale[r] = grow ? exp2_approx((st.m[r] - m[r]) * scale_log2) : 1.0f;
+      m[r] = grow ? m[r] : st.m[r];
+      grew = grew || grow;
+    }
+    st.m[r] = m[r];
+    const float ref = m[r] == NEG_INF ? 0.0f : m[r] * scale_log2;
+    float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = s[4 * i + 2 * r + e];
+        x = exp2_approx(__fmaf_rn(x, scale_log2, -ref));
+        sum[e] += x;
+      }
+    }
+    st.l[r] = (first ? 0.0f : st.l[r] * rescale[r]) + (sum[0] + sum[1]);
+  }
+  return first ? false : __any_sync(~0u, grew);
+}
+
+__device__ __forceinline__ void pack_scores(u32 (&p)[8][4], const float (&s)[64]) {
+#pragma unroll
+  for (int kk = 0; kk < 8; ++kk)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) p[kk][j] = pack(s[8 * kk + 2 * j], s[8 * kk + 2 * j + 1]);
+}
+
+// Writes the 16 rows of this warp: registers -> swizzled shared memory -> 16-byte stores of whole rows.
+__device__ __forceinline__ void write_rows(const AttendArgs& a, const float (&o)[kOut], const float (&inv)[2], u32 stage,
+                                           const Sequence& seq, int batch, int head, int row0) {
+  const int lane = threadIdx.x & 31;
+  constexpr int chunks = HEAD_DIM / 8, pitch = HEAD_DIM * 2, at_once = 32 / chunks;
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+    const int row = (lane & 7) + ((lane >> 3) & 1) * 8, chunk = 2 * kk + (lane >> 4);
+    const float* x = o + 8 * kk;
+    stmatrix_x4(stage + row * pitch + ((chunk ^ (row & 7)) * 16), pack(x[0] * inv[0], x[1] * inv[0]),
+                pack(x[2] * inv[1], x[3] * inv[1]), pack(x[4] * inv[0], x[5] * inv[0]), pack(x[6] * inv[1], x[7] * inv[1]));
+  }
+  __syncwarp();
+  const int out_batch = a.sequences ? 0 : batch;
+  char* base = (char*)a.out + 2 * (out_batch * a.out_batch + head * a.out_head + (long long)(seq.q_row + row0) * a.out_row);
+#pragma unroll
+  for (int it = 0; it < 16 / at_once; ++it) {
+    const int row = it * at_once + lane / chunks, chunk = lane % chunks;
+    u32 x, y, z, t;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x), "=r"(y), "=r"(z), "=r"(t)
+                 : "r"(stage + row * pitch + ((chunk ^ (row & 7)) * 16)));
+    if (row0 + row < seq.q_len)
+      asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(base + 2 * row * a.out_row + chunk * 16), "r"(x), "r"(y), "r"(z), "r"(t) : "memory");
+  }
+  __syncwarp();
+}
+
+struct Item { int rows, batch, head, block; Sequence seq; };
+
+// Normalises and writes the rows of a finished item.
+__device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, const float (&o)[kOut], const RowState& st,
+                                       float scale_log2, u32 stage, int row_in_tile) {
+  const int lane = threadIdx.x & 31, row0 = item.block * kTile + row_in_tile;
+  float inv[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float l = st.l[r];
+    l += __shfl_xor_sync(~0u, l, 1);
+    l += __shfl_xor_sync(~0u, l, 2);
+    float top = st.m[r] * scale_log2;  // log2 units; -inf when no key was kept
+    float factor = 1.0f;
+#ifdef SINKS
+    const float sink = a.sinks[item.head] * 1.44269504f;
+    const float joint = fmaxf(top, sink);
+    factor = exp2_approx(top - joint);
+    l = l * factor + exp2_approx(sink - joint);
+    top = joint;
+#endif
+    inv[r] = l > 0.0f ? factor / l : 0.0f;
+    const int row = row0 + lane / 4 + 8 * r;
+    if ((lane & 3) == 0 && row < item.seq.q_len) {
+      const int lse_batch = a.sequences ? 0 : item.batch;
+      a.lse[lse_batch * a.lse_batch + item.head * a.lse_head + item.seq.q_row + row] =
+          l > 0.0f ? (top + log2_approx(l)) * 0.69314718f : NEG_INF;
+    }
+  }
+  write_rows(a, o, inv, stage, item.seq, item.batch, item.head, row0);
+}
+
+// Ring is the position in a ring of kStages slots.
+struct Ring {
+  u32 slot, phase;
+  __device__ __forceinline__ void next() { if (++slot == kStages) { slot = 0; phase ^= 1; } }
+};
+
+__device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& q_phase) {
+  barrier_wait(BAR(q_full), q_phase);
+  q_phase ^= 1;
+  Item x = {sh->rows, sh->batch, sh->head, sh->block, {}};
+  if (x.rows >= 0) x.seq = sequence_of(a, x.batch);
+  return x;
+}
+
+// One rotation: the fragments in registers are all that is needed. Two: the tile stays until the last column.
+#define RELEASE_QUERY() do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(q_empty)); } while (0)
+#ifdef BANDS
+#define RELEASE_QUERY_EARLY() do {} while (0)
+#define RELEASE_QUERY_LATE() RELEASE_QUERY()
+#else
+#define RELEASE_QUERY_EARLY() RELEASE_QUERY()
+#define RELEASE_QUERY_LATE() do {} while (0)
+#endif
+
+__device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring, u32 out_tile) {
+  const int group = threadIdx.x / 128 - 1;  // warpgroup 0 or 1
+  const int lane = threadIdx.x & 31, warp = (threadIdx.x / 32) & 3;
+  const int row_in_tile = group * 64 + warp * 16;
+  const u32 q_rows = q_tile + row_in_tile * 128, stage = out_tile + row_in_tile * HEAD_DIM * 2;
+  u32 q_phase = 0;
+  Ring kr = {0, 0}, vr = {0, 0};
+#ifdef SOFTCAP
+  const float scale_log2 = 1.44269504f;
+#else
+  const float scale_log2 = a.scale * 1.44269504f;
+#endif
+  float o[kOut], s[64], rescale[2];
+  u32 p[8][4], q[kHalves * 4][4];
+  RowState st;
+  Item item;
+  bool peeked = false;  // `next` was read while an item was open
+  Item next;
+#if PINGPONG
+  if (group == 1) named_arrive(1, 256);
+#endif
+  while (true) {
+    if (!peeked) next = read_item(a, sh, q_phase);
+    peeked = false;
+    if (next.rows < 0) break;
+    item = next;
+#pragma unroll
+    for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
+    if (item.rows == 0) {
+      if (lane == 0) barrier_arrive(BAR(q_empty));
+      st = RowState{{NEG_INF, NEG_INF}, {0.0f, 0.0f}};
+      finish(a, item, o, st, scale_log2, stage, row_in_tile);
+      continue;
+    }
+    // The first scores of an item that has no open one before it.
+    barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+    u32 info = sh->k_info[kr.slot];
+    load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
+    RELEASE_QUERY_EARLY();
+#if PINGPONG
+    named_sync(1 + group, 256);
+#endif
+    pin(s);
+    wgmma_fence();
+    product_qk(s, q, k_ring + kr.slot * kTileBytes);
+    wgmma_commit();
+#if PINGPONG
+    named_arrive(2 - group, 256);
+#endif
+    wgmma_wait<0>();
+    pin(s);
+    if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+    kr.next();
+    while (true) {
+      RowLimits lim;
+      lim.query[0] = item.seq.q_offset + item.block * kTile + row_in_tile + lane / 4;
+      lim.query[1] = lim.query[0] + 8;
+      const int first_query = item.seq.q_offset + item.block * kTile + group * 64, k_len = item.seq.k_len;
+#ifdef SOFTCAP
+      cap_scores(s, a);
+#endif
+      if (needs_mask(a, first_query, k_len, info)) mask_scores(s, a, lim, k_len, info);
+      softmax<true>(s, st, rescale, scale_log2);
+      pack_scores(p, s);
+      while (!(info & kLast)) {
+        barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+#ifdef BANDS
+        const u32 before = info;
+        info = sh->k_info[kr.slot];
+        if ((info ^ before) & kFar) load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
+#else
+        info = sh->k_info[kr.slot];
+#endif
+#if PINGPONG
+        named_sync(1 + group, 256);
+#endif
+        pin(s);
+        pin(o);
+        wgmma_fence();
+        product_qk(s, q, k_ring + kr.slot * kTileBytes);
+        wgmma_commit();
+        barrier_wait(BAR(v_full[vr.slot]), vr.phase);
+        product_pv(o, p, v_ring + vr.slot * kTileBytes);
+        wgmma_commit();
+#if PINGPONG
+        named_arrive(2 - group, 256);
+#endif
+        wgmma_wait<1>();
+        pin(s);
+        if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+        kr.next();
+#ifdef SOFTCAP
+        cap_scores(s, a);
+#endif
+        if (needs_mask(a, first_query, k_len, info)) mask_scores(s, a, lim, k_len, info);
+        const bool grew = softmax<false>(s, st, rescale, scale_log2);
+        pin(s);  // the exponentials belong before the wait: they overlap the product P V
+        wgmma_wait<0>();
+        pin(o);
+        if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
+        vr.next();
+        if (grew) {
+#pragma unroll
+          for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
+        }
+        pack_scores(p, s);
+      }
+      RELEASE_QUERY_LATE();
+      next = read_item(a, sh, q_phase);
+      if (next.rows <= 0) break;
+      // The first scores of the next item and the last product of this one go to the tensor cores together.
+      barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+      info = sh->k_info[kr.slot];
+      load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
+      RELEASE_QUERY_EARLY();
+#if PINGPONG
+      named_sync(1 + group, 256);
+#endif
+      pin(s);
+      pin(o);
+      wgmma_fence();
+      product_qk(s, q, k_ring + kr.slot * kTileBytes);
+      wgmma_commit();
+      barrier_wait(BAR(v_full[vr.slot]), vr.phase);
+      product_pv(o, p, v_ring + vr.slot * kTileBytes);
+      wgmma_commit();
+#if PINGPONG
+      named_arrive(2 - group, 256);
+#endif
+      wgmma_wait<0>();
+      pin(s);
+      pin(o);
+      if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+      if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
+      kr.next();
+      vr.next();
+      finish(a, item, o, st, scale_log2, stage, row_in_tile);
+      item = next;
+#pragma unroll
+      for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
+    }
+    peeked = true;
+    barrier_wait(BAR(v_full[vr.slot]), vr.phase);
+    pin(o);
+    wgmma_fence();
+    product_pv(o, p, v_ring + vr.slot * kTileBytes);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(o);
+    if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
+    vr.next();
+    finish(a, item, o, st, scale_log2, stage, row_in_tile);
+  }
+#if PINGPONG
+  if (group == 0) named_sync(1, 256);  // takes the arrival that warpgroup 1 left
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+    attend(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_q2,
+           const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
+           const __grid_constant__ AttendArgs a) {
+  extern __shared__ char memory[];
+  const u32 base = (shared_address(memory) + 1023) & ~1023u;
+  const u32 q_tile = base, k_ring = q_tile + BAND_COUNT * kTileBytes, v_ring = k_ring + kStages * kTileBytes;
+  const u32 out_tile = v_ring + kStages * kTileBytes;
+  Shared* sh = (Shared*)(memory + (out_tile + kTileBytes - shared_address(memory)));
+  if (threadIdx.x == 0) {
+    barrier_init(BAR(q_full), 1);
+    barrier_init(BAR(q_empty), 8);
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(BAR(k_full[i]), 1);
+      barrier_init(BAR(k_empty[i]), 8);
+      barrier_init(BAR(v_full[i]), 1);
+      barrier_init(BAR(v_empty[i]), 8);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    registers_give<40>();
+    if (threadIdx.x < 32) produce(a, sh, q_tile, k_ring, v_ring, &map_q, &map_q2, &map_k, &map_v);
+  } else {
+    registers_take<232>();
+    consume(a, sh, q_tile, k_ring, v_ring, out_tile);
+  }
+}

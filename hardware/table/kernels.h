@@ -1,0 +1,150 @@
+// The table of operations of an instruction set, and the structures they take.
+//
+// All memory is borrowed for the length of a call. Nothing here allocates: the
+// caller brings scratch of scratch_bytes, 64-byte aligned, one for each thread.
+// An operation that runs long looks at problem->cancel and returns early; what
+// it wrote is then to be thrown away.
+#ifndef TRIVIUM_KERNELS_H
+#define TRIVIUM_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { TRIVIUM_FLOAT32, TRIVIUM_BFLOAT16, TRIVIUM_FLOAT16, TRIVIUM_FLOAT64, TRIVIUM_FLOAT8_E4M3, TRIVIUM_FLOAT8_E5M2 };
+
+// The keys of a packed chunk; chunks are packed independently of each other.
+#define TRIVIUM_PACK_ROWS 128
+// The most query rows of one attend, representative or row_mass call.
+#define TRIVIUM_QUERY_ROWS 128
+
+// Rows of one head: row r starts stride*r elements after data, columns are contiguous.
+typedef struct {
+    void *data;
+    int64_t rows, stride;
+    int32_t cols, dtype;
+} trivium_matrix;
+
+// The extra rotation of row r of a matrix: pairs of cosine and sine, one for
+// each frequency, at table + r*step. Step 0: the same for all rows. NULL: none.
+typedef struct {
+    const float *table;
+    int64_t step;
+} trivium_rotation;
+
+// Pairs of positions with low <= floor(m/chunk) - floor(n/chunk) < high are
+// scored with the query in its variant number `query`, the key in `key`.
+typedef struct {
+    int64_t chunk, low, high;
+    int32_t query, key;
+} trivium_band;
+
+// What all operations of a session share.
+typedef struct {
+    const trivium_band *band;   // cover every distance exactly once; high INT64_MAX: unbounded
+    const int32_t *cancel;      // not 0: stop; written by another thread
+    float scale, softcap;       // of the scores; softcap 0: none
+    int64_t window;             // keys at distance >= window are not seen; 0: none
+    int32_t causal, bands;
+    int32_t key_dim, value_dim; // 1..256
+    int32_t half, interleaved;  // rotary pairs (i, i+half), or (2i, 2i+1)
+    int32_t query_variants, key_variants;
+    int32_t dtype;              // of queries, keys and values where it is one, else float32
+} trivium_problem;
+
+// One kv head. Row n is at position n.
+typedef struct {
+    trivium_matrix key, value;
+    const trivium_rotation *rotation; // [key_variants]
+    void *packed;                     // of pack_bytes, 64-byte aligned; written by pack alone
+} trivium_keys;
+
+// One query head. Row r is at position offset + r.
+typedef struct {
+    const trivium_problem *problem;
+    const trivium_keys *keys;
+    const trivium_rotation *rotation; // [query_variants]
+    trivium_matrix query;
+    int64_t offset;
+} trivium_head;
+
+// Rows [row, row+rows) of a head against the keys of the blocks
+// block[0..blocks), or, where block is NULL, the keys [first, last).
+typedef struct {
+    const trivium_head *head;
+    trivium_matrix output;      // as query; dtype of the query
+    float *lse;                 // [query rows] natural log, the sink included; NULL: not wanted
+    float *partial;             // not NULL: write here [rows, value_dim + 1] output and lse of these
+                                // keys alone, without the sink, instead of output and lse
+    const int32_t *block;
+    int64_t blocks, block_size; // block_size a multiple of 16
+    int64_t row, rows;
+    int64_t first, last;        // first a multiple of TRIVIUM_PACK_ROWS
+    float sink;                 // a logit; -INFINITY: none
+} trivium_attend;
+
+// Rows [row, row+rows) of a head against all visible keys. columns[j] is the
+// sum over rows of the softmax at key j; slashes[o] that over pairs at distance o.
+typedef struct {
+    const trivium_head *head;
+    int64_t row, rows;
+    float *columns, *slashes;   // [key rows], overwritten
+    float *lse;                 // [rows] natural log, no sink
+} trivium_representative;
+
+// The rows listed in row[0..rows) against all visible keys; the result of row i
+// goes to place[i].
+typedef struct {
+    const trivium_head *head;
+    const int32_t *row, *place;
+    int64_t rows, block_size;   // block_size a multiple of 16
+    float *mass;                // [place, key blocks] softmax mass of each key block
+    float *lse;                 // [place] natural log, no sink
+} trivium_row_mass;
+
+// Means over rows by blocks of position; row r of m is at position offset + r.
+typedef struct {
+    trivium_matrix rows;
+    int64_t offset, block_size;
+    float *mean;                // [floor((offset+rows-1)/block_size) - floor(offset/block_size) + 1, cols]
+} trivium_pool;
+
+// out[c][i] = sum over s of weight[c*sources+s] * in[s][i] for i in
+// [first, first+count), by fused multiply-adds in float32 (float64 when wide)
+// in the order of s from 0, rounded once to the nearest even. Every instruction
+// set gives the same bytes.
+typedef struct {
+    void *const *out;
+    const void *const *in;
+    const int32_t *out_dtype, *in_dtype;
+    const double *weight;       // [candidates, sources]; rounded to float32 unless wide
+    int64_t *nonfinite;         // [sources], added to
+    int64_t first, count;       // count at most TRIVIUM_SUM_TILE
+    int32_t candidates, sources, wide;
+} trivium_sum;
+#define TRIVIUM_SUM_TILE 65536
+
+typedef struct trivium_kernels {
+    const char *name;
+    int32_t rank;               // of the tables that are supported, the highest is the best
+    int (*supported)(void);     // by this machine
+    // The packed form of a kv head with `rows` keys, opaque to the caller.
+    size_t (*pack_bytes)(const trivium_problem *, int64_t rows);
+    // Packs rows [first, first+rows) of keys; first a multiple of TRIVIUM_PACK_ROWS,
+    // and rows too, unless they are the last.
+    void (*pack)(const trivium_problem *, const trivium_keys *, int64_t first, int64_t rows);
+    // Scratch for any operation; keys: the most rows of any trivium_keys.
+    size_t (*scratch_bytes)(const trivium_problem *, int64_t keys);
+    void (*attend)(const trivium_attend *, void *scratch);
+    void (*representative)(const trivium_representative *, void *scratch);
+    void (*row_mass)(const trivium_row_mass *, void *scratch);
+    void (*pool)(const trivium_pool *);
+    // Scratch of sum_bytes.
+    void (*weighted_sum)(const trivium_sum *, void *scratch);
+    size_t sum_bytes;
+} trivium_kernels;
+
+// Puts a table on the list of this build: an instruction set is one file.
+#define TRIVIUM_REGISTER(table) \
+    __attribute__((used, section("trivium_isa"))) static const trivium_kernels *const trivium_registered_##table = &table
+
+#endif
