@@ -3,6 +3,7 @@ package pybind
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trivium-ml/trivium/core"
@@ -14,6 +15,8 @@ type job struct {
 	done   chan struct{}
 	result string
 	err    error
+
+	progress atomic.Pointer[progress]
 }
 
 // jobTable owns every job from its start until its result is collected or forgotten.
@@ -54,7 +57,7 @@ func (j *job) run(ctx context.Context, work func(context.Context) (string, error
 			j.result, j.err = "", panicError(cause)
 		}
 	}()
-	j.result, j.err = work(ctx)
+	j.result, j.err = work(withProgress(ctx, &j.progress))
 }
 
 func (t *jobTable) find(id int64) (*job, error) {

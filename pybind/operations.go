@@ -2,5 +2,10 @@ package pybind
 
 // operations are the names that Submit knows.
 var operations = map[string]operation{
+	"attend":       attend,
+	"select":       selectBlocks,
+	"plan":         plan,
+	"merge":        merge,
+	"doctor":       doctor,
 	"bridge.check": checkBridge,
 }

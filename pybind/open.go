@@ -1,0 +1,86 @@
+package pybind
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins/host"
+)
+
+// engine is an engine and the plugin processes below it.
+type engine struct {
+	*core.Engine
+	host *host.Host
+}
+
+// engines are those that Python holds.
+var engines = newHandles[*engine]("engine")
+
+// closeLimit bounds how long plugin processes are waited for.
+const closeLimit = 5 * time.Second
+
+type engineConfig struct {
+	Folders  []string `json:"folders"` // each has a manifest.json
+	LogLevel string   `json:"log_level"`
+}
+
+// OpenEngine makes an engine over the plugins of some folders. No process starts.
+func OpenEngine(config string) (id int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	var in engineConfig
+	if err := unmarshal(config, &in); err != nil {
+		return 0, err
+	}
+	log := core.Quiet()
+	level, err := logrus.ParseLevel(in.LogLevel)
+	if err != nil {
+		return 0, core.Invalid("", "log_level %q: want debug, info, warning or error", in.LogLevel)
+	}
+	log.SetLevel(level)
+	log.SetOutput(os.Stderr)
+	e, err := openEngine(in.Folders, log)
+	if err != nil {
+		return 0, err
+	}
+	return engines.add(e), nil
+}
+
+func openEngine(folders []string, log *logrus.Logger) (*engine, error) {
+	pool, err := memoryPool()
+	if err != nil {
+		return nil, err
+	}
+	h, err := host.Open(context.Background(), host.Options{Folders: folders, Log: log, Pool: pool})
+	if err != nil {
+		return nil, err
+	}
+	registry := core.NewRegistry()
+	if err := h.Register(registry); err != nil {
+		h.Close(context.Background())
+		return nil, err
+	}
+	return &engine{core.NewEngine(registry, log), h}, nil
+}
+
+// CloseEngine ends the engine's plugin processes. Calls under way fail.
+func CloseEngine(engine int64) (id int64, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return 0, err
+	}
+	e, err := engines.take(engine)
+	if err != nil {
+		return 0, err
+	}
+	e.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	return engine, e.host.Close(ctx)
+}

@@ -1,0 +1,139 @@
+"""Merging checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from typing import Any
+
+from trivium import _bridge
+from trivium._engine import Engine, default_engine
+from trivium._errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged and how.
+
+    Attributes
+    ----------
+    weights : tuple of float
+        One for each source, oldest first; empty for methods that are not linear.
+    tensors : int
+        How many were merged.
+    copied : tuple of str
+        Integers and buffers, taken from the newest source.
+    recipe : str
+        Hash of all that the result depends on.
+    resumed : int
+        Tensors that an earlier, killed run had finished.
+    """
+
+    method: str
+    sources: tuple[str, ...]
+    out: str
+    recipe: str
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    weights: tuple[float, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
+    non_finite: tuple[dict[str, Any], ...] = ()
+    resumed: int = 0
+    backend: str = ""
+    warnings: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def _repr_html_(self) -> str:
+        from trivium._html import merge_html
+
+        return merge_html(self)
+
+
+def merge(
+    sources: Sequence[str | PathLike[str]],
+    out: str | PathLike[str],
+    *,
+    method: str = "sma",
+    weights: Sequence[float] | None = None,
+    steps: Sequence[float] | None = None,
+    base: str | PathLike[str] | None = None,
+    dtype: str | None = None,
+    float64: bool = False,
+    allow_non_finite: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    shard_bytes: int | None = None,
+    threads: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    timeout: float | None = None,
+    engine: Engine | None = None,
+    **params: Any,
+) -> MergeReport:
+    """Merge checkpoints into one.
+
+    The numbers go from file to file through the plugin's mapped pages; none enters
+    this process. Nothing is visible in ``out`` before all of it is there.
+
+    Parameters
+    ----------
+    sources : sequence of paths
+        Hugging Face folders of safetensors, oldest first.
+    out : path
+        Folder to be made. Configuration and tokenizer come from the newest source.
+    method : str
+        ``trivium.list("merge")`` shows what there is and ``trivium.info(name)`` the
+        parameters that ``**params`` takes.
+    weights : sequence of float, optional
+        One for each source, for a linear method; default: the method's own.
+    steps : sequence of float, optional
+        Training step of each source.
+    base : path, optional
+        For methods that work on differences.
+    dtype : str, optional
+        Of the merged tensors; default: the sources', which must agree.
+    float64 : bool
+        Accumulate in float64 instead of float32. Inputs are never rounded first.
+    allow_non_finite : bool
+        Count NaN and infinities instead of refusing them.
+    overwrite : bool
+        Replace a checkpoint that is in ``out``.
+    resume : bool
+        Go on with a killed merge of the same recipe; the result has the same bytes.
+    dry_run : bool
+        Check and plan, write nothing.
+    progress : callable, optional
+        Called with bytes written and bytes to write.
+
+    Raises
+    ------
+    CheckpointError
+        Naming file and tensor: truncated, overlapping, missing, extra, other shape
+        or dtype, NaN, no space, output exists.
+    """
+    if isinstance(sources, (str, PathLike)):
+        raise InvalidArgument("sources is one path: want a list of checkpoint folders, oldest first")
+    request = {
+        "engine": (engine or default_engine()).handle,
+        "method": method,
+        "sources": [fspath(s) for s in sources],
+        "base": fspath(base) if base is not None else "",
+        "out": fspath(out),
+        "weights": None if weights is None else [float(w) for w in weights],
+        "steps": None if steps is None else [float(s) for s in steps],
+        "params": params,
+        "dtype": dtype or "",
+        "float64": float64,
+        "allow_non_finite": allow_non_finite,
+        "overwrite": overwrite,
+        "resume": resume,
+        "dry_run": dry_run,
+        "shard_bytes": int(shard_bytes or 0),
+        "threads": threads,
+    }
+    result = _bridge.run("merge", request, timeout, progress=progress)
+    return MergeReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in result.items()})
