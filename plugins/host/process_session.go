@@ -1,0 +1,221 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/shm"
+)
+
+// gracePeriod is how long a process may take to end when asked.
+const gracePeriod = 500 * time.Millisecond
+
+// Session is one incarnation of a plugin process, from its start to its death.
+type Session struct {
+	// Conn makes calls. They fail with *core.Error of kind plugin_crashed,
+	// deadline_exceeded or cancelled, or with the plugin's own status.
+	Conn *grpc.ClientConn
+	// Peer tells this incarnation of shared memory.
+	Peer *shm.Peer
+	PID  int
+
+	name      string
+	client    *plugin.Client
+	kill      func()      // client.Kill, once
+	started   func() bool // ends the effect of the start's context; false if that came too late
+	child     *child
+	socketDir string
+	tail      *stderrTail
+
+	served   atomic.Bool // a call has succeeded
+	stopping atomic.Bool
+	done     chan struct{} // closed when the process has ended and err is known
+	err      *core.Error
+	cleaned  chan struct{} // closed when nothing of it is left
+}
+
+// Done is closed when the process has ended, for whatever reason. Memory that
+// calls of this session were working on is no longer in use.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err says why, once Done is closed.
+func (s *Session) Err() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// startSession verifies, starts and connects to a plugin process. It gives up,
+// and kills the process, when ctx is done.
+func startSession(ctx context.Context, c Config) (*Session, error) {
+	executable, err := verifiedExecutable(c.Path, c.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	peer, sideChannel, err := shm.NewPair()
+	if err != nil {
+		executable.Close()
+		return nil, err
+	}
+	s := &Session{
+		Peer:    peer,
+		name:    c.Name,
+		tail:    new(stderrTail),
+		done:    make(chan struct{}),
+		cleaned: make(chan struct{}),
+	}
+	log := &pluginLog{entry: c.Log.WithField(core.LogPlugin, c.Name)}
+	output := lineWriter(func(line string) { log.Debug(line) })
+	s.client = plugin.NewClient(&plugin.ClientConfig{
+		HandshakeConfig: plugin.HandshakeConfig{
+			ProtocolVersion: plugins.ProtocolVersion, MagicCookieKey: plugins.CookieKey, MagicCookieValue: plugins.CookieValue,
+		},
+		Plugins:          plugin.PluginSet{},
+		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
+		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, socketDir string) (runner.Runner, error) {
+			s.socketDir = socketDir
+			var err error
+			s.child, err = newChild(executable, sideChannel, c.Path, c.Args, append(c.Env[:len(c.Env):len(c.Env)], spec.Env...))
+			if err != nil { // a typed nil must not become a runner
+				return nil, err
+			}
+			// Connecting has no limit of its own in go-plugin; a dead process ends it.
+			s.started = context.AfterFunc(ctx, func() { _ = s.child.Kill(ctx) })
+			return s.child, nil
+		},
+		StartTimeout:     2 * c.StartTimeout, // ctx ends first
+		Stderr:           s.tail,
+		SyncStdout:       output,
+		SyncStderr:       output,
+		Logger:           log,
+		AutoMTLS:         true,
+		GRPCDialOptions:  []grpc.DialOption{grpc.WithChainUnaryInterceptor(s.unary), grpc.WithChainStreamInterceptor(s.stream)},
+		SkipHostEnv:      true,
+		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: c.RuntimeDir},
+	})
+	s.kill = sync.OnceFunc(s.client.Kill)
+	err = s.connect()
+	if s.child == nil { // go-plugin failed before it took them
+		executable.Close()
+		sideChannel.Close()
+	} else if !s.started() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, s.abort(ctx, c, err)
+	}
+	go s.watch()
+	return s, nil
+}
+
+func (s *Session) connect() error {
+	protocol, err := s.client.Client()
+	if err != nil {
+		return err
+	}
+	client, ok := protocol.(*plugin.GRPCClient)
+	if !ok {
+		return fmt.Errorf("plugin speaks %s: want gRPC", s.client.Protocol())
+	}
+	s.Conn, s.PID = client.Conn, s.child.pid()
+	return nil
+}
+
+// abort cleans up after a start that failed and says why it did.
+func (s *Session) abort(ctx context.Context, c Config, cause error) *core.Error {
+	ended := s.settled()
+	s.kill()
+	s.Peer.Close()
+	os.RemoveAll(s.socketDir)
+	var start *os.PathError
+	switch {
+	case errors.As(cause, &start) && start.Op == "fork/exec":
+		return core.Errorf(core.ErrPluginRefused, "plugin %s cannot be executed: %w", s.name, start.Err).
+			WithHint("it was built for another system, or its dynamic loader is missing: build it for this one")
+	case ended:
+		return s.crashed("ended while it started (%s)", s.child.exitStatus())
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return core.Errorf(core.ErrDeadlineExceeded, "plugin %s did not start within %v%s", s.name, c.StartTimeout, s.lastPrinted())
+	case ctx.Err() != nil:
+		return core.Errorf(core.ErrEngineClosed, "plugin %s was closed while it started", s.name)
+	}
+	return core.Errorf(core.ErrPluginRefused, "plugin %s did not start: %w%s", s.name, cause, s.lastPrinted()).
+		WithHint("rebuild it against this version of Trivium, whose plugin protocol is %d", plugins.ProtocolVersion)
+}
+
+// settled reports whether the process has ended by itself, which is known a
+// moment after its pipes have closed.
+func (s *Session) settled() bool {
+	if s.child == nil || s.child.pid() == 0 {
+		return false
+	}
+	select {
+	case <-s.child.exited:
+		s.child.drained()
+		return s.child.endedByItself()
+	case <-time.After(drainTime):
+		return false
+	}
+}
+
+// watch turns the death of the process into the end of the session: calls in
+// flight fail, then the reason is known, then everything is cleaned up.
+func (s *Session) watch() {
+	<-s.child.exited
+	s.Conn.Close()
+	s.child.drained()
+	s.err = s.crashed("crashed (%s)", s.child.exitStatus())
+	if s.stopping.Load() {
+		s.err = core.Errorf(core.ErrEngineClosed, "plugin %s was stopped", s.name)
+		s.err.Plugin = s.name
+	}
+	s.Peer.Close()
+	close(s.done)
+	s.kill()
+	os.RemoveAll(s.socketDir)
+	close(s.cleaned)
+}
+
+func (s *Session) crashed(format string, args ...any) *core.Error {
+	message := fmt.Sprintf("plugin %s (pid %d) ", s.name, s.child.pid()) + fmt.Sprintf(format, args...) + s.lastPrinted()
+	e := &core.Error{Kind: core.ErrPluginCrashed, Message: message, Plugin: s.name}
+	if s.child.exitStatus() == killedStatus {
+		return e.WithHint("somebody killed it, perhaps the system because memory ran out; the next call starts it again")
+	}
+	return e.WithHint("the next call starts it again")
+}
+
+// lastPrinted is the end of the process's output, for error messages.
+func (s *Session) lastPrinted() string {
+	tail := s.tail.String()
+	if tail == "" {
+		return ""
+	}
+	return "; it last printed:\n" + tail
+}
+
+// stop asks the process to end, insists after the grace period, and returns
+// when it is gone and cleaned up.
+func (s *Session) stop() {
+	s.stopping.Store(true)
+	insist := time.AfterFunc(gracePeriod, func() { _ = s.child.Kill(context.Background()) })
+	defer insist.Stop()
+	go s.kill()
+	<-s.cleaned
+}
