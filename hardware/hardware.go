@@ -43,7 +43,7 @@ type Sequence struct {
 	Key    []Matrix // for each kv head
 	Value  []Matrix
 	Output []Matrix    // for each query head; written by Attend
-	LSE    [][]float32 // for each query head, a value per query row; written by Attend; nil: not wanted
+	LSE    [][]float32 // for each query head, a value per query row, sinks included; written by Attend; nil: not wanted
 	Offset int         // position of query row 0
 }
 
@@ -108,14 +108,16 @@ type Backend interface {
 	WeightedSum(ctx context.Context, out, in []Vector, weights [][]float64, wide bool, threads int) ([]int64, error)
 }
 
-// Session is a prepared attention call.
+// Session is a prepared attention call, for one goroutine at a time. A call
+// that is cancelled returns the error of its context; what it wrote is void.
 type Session interface {
 	// Attend writes Output and LSE of every sequence. masks has the Blocks of
 	// each query head, sequence by sequence; nil: every key that is visible.
 	// Rows that see no key are zero with an LSE of -Inf.
 	Attend(ctx context.Context, masks []Blocks) error
 	// Representative scores the last rows of each query head against all keys:
-	// see RepresentativeScores.
+	// see RepresentativeScores. Bands, window and softcap hold as in Attend;
+	// sinks do not count.
 	Representative(ctx context.Context, rows int) ([]RepresentativeScores, error)
 	// RowMass computes the exact softmax of chosen rows against all visible
 	// keys, summed over key blocks.

@@ -20,6 +20,9 @@
 #ifndef PINGPONG
 #define PINGPONG 1
 #endif
+#ifndef WAIT_LATE
+#define WAIT_LATE 1
+#endif
 #ifdef BANDS
 #define BAND_COUNT 2
 #else
@@ -55,10 +58,21 @@ struct AttendArgs {
   float scale, softcap;
 };
 
+// Plan is up to 32 key blocks of one item, read ahead of the copies.
+constexpr int kPlans = 2;
+struct Plan {
+  int count;       // columns here; < 0 ends the kernel
+  int first, last; // the first and the last part of the item
+  int batch, head, block, kv_head, q_row, k_row, low;  // low: position of the first query
+  int columns[32];
+};
+
 struct Shared {
   alignas(8) u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  u64 plan_full[kPlans], plan_empty[kPlans];
   u32 k_info[kStages];
-  int batch, head, block, rows;  // the work item; rows < 0 ends the kernel, rows == 0 means no tile
+  int batch, head, block, rows;  // the item of the query tile; rows < 0 ends the kernel, rows == 0 means no tile
+  Plan plans[kPlans];
 };
 
 struct Work { int batch, head, block, begin, count; Sequence seq; };
@@ -99,106 +113,134 @@ __device__ __forceinline__ Work decode(const AttendArgs& a, u32 t) {
   return w;
 }
 
+// Ring is the position in a ring of kStages slots.
+struct Ring {
+  u32 slot, phase;
+  __device__ __forceinline__ void next() { if (++slot == kStages) { slot = 0; phase ^= 1; } }
+};
+
 #define BAR(field) shared_address(&sh->field)
 
-__device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring,
-                                        const TensorMap* map_q, const TensorMap* map_q2, const TensorMap* map_k,
-                                        const TensorMap* map_v) {
+// One warp claims items and lays out their columns, from the last to the first: the tiles that need a mask come first.
+__device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
   const int lane = threadIdx.x & 31;
   const u32 items = (u32)a.batch * a.q_heads * a.q_blocks;
   const int group = a.q_heads / a.kv_heads;
-  u32 q_phase = 1, k_slot = 0, k_phase = 1, v_slot = 0, v_phase = 1;
-  u32 claimed = 0;
-  if (lane == 0) claimed = atomicAdd(a.counter, 1u);
-  claimed = __shfl_sync(~0u, claimed, 0);
-  while (claimed < items) {
-    const Work w = decode(a, claimed);
-    if (lane == 0) claimed = atomicAdd(a.counter, 1u);
-    claimed = __shfl_sync(~0u, claimed, 0);
-    if (w.block < 0) continue;
-    const int kv_head = w.head / group;
-    const int box_batch = a.sequences ? 0 : w.batch;
-    const int first = w.block * kTile;
-    bool query_sent = false;
-    int v_column = -1;
-    for (int done = 0; done < w.count || !query_sent; done += 32) {
-      // The row from its last column to its first: the tiles that need a mask come first.
+  u32 slot = 0, phase = 1;
+  while (true) {
+    u32 t = 0;
+    if (lane == 0) t = atomicAdd(a.counter, 1u);
+    t = __shfl_sync(~0u, t, 0);
+    const bool end = t >= items;
+    Work w = {};
+    if (!end) {
+      w = decode(a, t);
+      if (w.block < 0) continue;
+    }
+    for (int done = 0; done < w.count || done == 0; done += 32) {
       const int mine = done + lane;
       int column = 0;
       if (mine < w.count) column = a.row_ptr ? a.cols[w.begin + w.count - 1 - mine] : w.begin + w.count - 1 - mine;
-      const int batch_end = min(32, w.count - done);
-      for (int e = 0; e < batch_end || !query_sent; ++e) {
-        const int c = __shfl_sync(~0u, column, e & 31);
-        if (lane == 0 && e < batch_end) {
-          bool near = true, far = false;
-#ifdef BANDS
-          const int low = w.seq.q_offset + first - c * kTile;  // distance of the first query to the first key
-          near = low - (kTile - 1) < a.band;
-          far = low + kTile - 1 >= a.band;
-#endif
-#pragma unroll
-          for (int band = 0; band < BAND_COUNT; ++band) {
-            if (!(band ? far : near)) continue;
-            const bool last = done + e == w.count - 1 && (band == 1 || !far);
-            barrier_wait(BAR(k_empty[k_slot]), k_phase);
-            sh->k_info[k_slot] = (u32)c | (band ? kFar : 0) | (last ? kLast : 0);
-            barrier_expect(BAR(k_full[k_slot]), kTileBytes);
-#pragma unroll
-            for (int h = 0; h < kHalves; ++h)
-              tma_load(k_ring + k_slot * kTileBytes + h * kHalfBytes, map_k, BAR(k_full[k_slot]), h * 64,
-                       w.seq.k_row + c * kTile, kv_head, box_batch);
-            if (++k_slot == kStages) { k_slot = 0; k_phase ^= 1; }
-            if (!query_sent) {
-              barrier_wait(BAR(q_empty), q_phase);
-              q_phase ^= 1;
-              sh->batch = w.batch; sh->head = w.head; sh->block = w.block; sh->rows = w.count;
-              barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
-#pragma unroll
-              for (int h = 0; h < kHalves; ++h) {
-                tma_load(q_tile + h * kHalfBytes, map_q, BAR(q_full), h * 64, w.seq.q_row + first, w.head, box_batch);
-#ifdef BANDS
-                tma_load(q_tile + kTileBytes + h * kHalfBytes, map_q2, BAR(q_full), h * 64, w.seq.q_row + first, w.head, box_batch);
-#endif
-              }
-              query_sent = true;
-            }
-            // V one tile behind K: the order in which the consumers free the slots.
-#pragma unroll
-            for (int flush = 0; flush < 2; ++flush) {
-              const int vc = flush ? c : v_column;
-              if (flush ? !last : vc < 0) continue;
-              barrier_wait(BAR(v_empty[v_slot]), v_phase);
-              barrier_expect(BAR(v_full[v_slot]), kTileBytes);
-#pragma unroll
-              for (int h = 0; h < kHalves; ++h)
-                tma_load(v_ring + v_slot * kTileBytes + h * kHalfBytes, map_v, BAR(v_full[v_slot]), h * 64,
-                         w.seq.k_row + vc * kTile, kv_head, box_batch);
-              if (++v_slot == kStages) { v_slot = 0; v_phase ^= 1; }
-            }
-            v_column = c;
-          }
-        }
-        if (lane == 0 && !query_sent) {  // an empty row: tell the consumers to write zeros
-          barrier_wait(BAR(q_empty), q_phase);
-          q_phase ^= 1;
-          sh->batch = w.batch; sh->head = w.head; sh->block = w.block; sh->rows = 0;
-          barrier_arrive(BAR(q_full));
-          query_sent = true;
-        }
-        query_sent = __shfl_sync(~0u, (int)query_sent, 0);
+      barrier_wait(BAR(plan_empty[slot]), phase);
+      Plan* p = &sh->plans[slot];
+      p->columns[lane] = column;
+      if (lane == 0) {
+        p->count = end ? -1 : min(32, w.count - done);
+        p->first = done == 0;
+        p->last = done + 32 >= w.count;
+        p->batch = w.batch; p->head = w.head; p->block = w.block; p->kv_head = w.head / group;
+        p->q_row = w.seq.q_row + w.block * kTile;
+        p->k_row = w.seq.k_row;
+        p->low = w.seq.q_offset + w.block * kTile;
       }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(BAR(plan_full[slot]));
+      if (++slot == kPlans) { slot = 0; phase ^= 1; }
     }
+    if (end) break;
   }
   if (lane == 0) {
-    barrier_wait(BAR(q_empty), q_phase);
-    sh->rows = -1;
-    barrier_arrive(BAR(q_full));
     // The last block to finish leaves the counter as it was found.
     __threadfence();
     if (atomicAdd(a.counter + 1, 1u) == gridDim.x - 1) {
       a.counter[0] = 0;
       a.counter[1] = 0;
     }
+  }
+}
+
+__device__ __forceinline__ void copy_tile(u32 dst, const TensorMap* map, u32 bar, int row, int head, int batch) {
+#pragma unroll
+  for (int h = 0; h < kHalves; ++h) tma_load(dst + h * kHalfBytes, map, bar, h * 64, row, head, batch);
+}
+
+// One thread starts the copies: K of a tile, the query tile once per item, V one tile behind K (the order in which the
+// consumers free the slots).
+__device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring,
+                                        const TensorMap* map_q, const TensorMap* map_q2, const TensorMap* map_k,
+                                        const TensorMap* map_v) {
+  u32 q_phase = 1, plan_phase = 0, plan_slot = 0;
+  Ring kr = {0, 1}, vr = {0, 1};
+  int v_row = -1;
+  while (true) {
+    barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
+    const Plan* p = &sh->plans[plan_slot];
+    const int count = p->count, batch = p->batch, kv_head = p->kv_head, k_row = p->k_row, last_part = p->last;
+    const int box_batch = a.sequences ? 0 : batch;
+    bool query_due = p->first != 0;
+    for (int e = 0; e < count; ++e) {
+      const int c = p->columns[e], row = k_row + c * kTile;
+      bool near = true, far = false;
+#ifdef BANDS
+      const int low = p->low - c * kTile;  // distance of the first query to the first key
+      near = low - (kTile - 1) < a.band;
+      far = low + kTile - 1 >= a.band;
+#endif
+#pragma unroll
+      for (int band = 0; band < BAND_COUNT; ++band) {
+        if (!(band ? far : near)) continue;
+        const bool last = last_part && e == count - 1 && (band == 1 || !far);
+        barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
+        sh->k_info[kr.slot] = (u32)c | (band ? kFar : 0) | (last ? kLast : 0);
+        barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
+        copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box_batch);
+        kr.next();
+        if (query_due) {
+          query_due = false;
+          barrier_wait(BAR(q_empty), q_phase);
+          q_phase ^= 1;
+          sh->batch = batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
+          barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
+          copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, box_batch);
+#ifdef BANDS
+          copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, box_batch);
+#endif
+        }
+        if (v_row >= 0) {
+          barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
+          barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
+          copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), v_row, kv_head, box_batch);
+          vr.next();
+        }
+        v_row = row;
+        if (last) {
+          barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
+          barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
+          copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), v_row, kv_head, box_batch);
+          vr.next();
+          v_row = -1;
+        }
+      }
+    }
+    if (count <= 0) {  // an empty row, or the end
+      barrier_wait(BAR(q_empty), q_phase);
+      q_phase ^= 1;
+      sh->batch = batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
+      barrier_arrive(BAR(q_full));
+      if (count < 0) break;
+    }
+    barrier_arrive(BAR(plan_empty[plan_slot]));
+    if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
   }
 }
 
@@ -392,12 +434,6 @@ __device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, co
   write_rows(a, o, inv, stage, item.seq, item.batch, item.head, row0);
 }
 
-// Ring is the position in a ring of kStages slots.
-struct Ring {
-  u32 slot, phase;
-  __device__ __forceinline__ void next() { if (++slot == kStages) { slot = 0; phase ^= 1; } }
-};
-
 __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& q_phase) {
   barrier_wait(BAR(q_full), q_phase);
   q_phase ^= 1;
@@ -512,7 +548,11 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
 #endif
         if (needs_mask(a, first_query, k_len, info)) mask_scores(s, a, lim, k_len, info);
         const bool grew = softmax<false>(s, st, rescale, scale_log2);
-        pin(s);  // the exponentials belong before the wait: they overlap the product P V
+        pin(s);
+#if WAIT_LATE
+        // ptxas hoists the wait above the exponentials unless a branch on their sum stands between.
+        if (__any_sync(~0u, st.l[0] + st.l[1] < 0.0f)) asm volatile("nanosleep.u32 1;" ::: "memory");
+#endif
         wgmma_wait<0>();
         pin(o);
         if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
@@ -578,7 +618,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     attend(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_q2,
            const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
            const __grid_constant__ AttendArgs a) {
-  extern __shared__ char memory[];
+  extern __shared__ char memory[];  // <= 1023 to align, the tiles, Shared
   const u32 base = (shared_address(memory) + 1023) & ~1023u;
   const u32 q_tile = base, k_ring = q_tile + BAND_COUNT * kTileBytes, v_ring = k_ring + kStages * kTileBytes;
   const u32 out_tile = v_ring + kStages * kTileBytes;
@@ -592,12 +632,17 @@ extern "C" __global__ void __launch_bounds__(384, 1)
       barrier_init(BAR(v_full[i]), 1);
       barrier_init(BAR(v_empty[i]), 8);
     }
+    for (int i = 0; i < kPlans; ++i) {
+      barrier_init(BAR(plan_full[i]), 1);
+      barrier_init(BAR(plan_empty[i]), 1);
+    }
     fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_give<40>();
-    if (threadIdx.x < 32) produce(a, sh, q_tile, k_ring, v_ring, &map_q, &map_q2, &map_k, &map_v);
+    if (threadIdx.x >= 32 && threadIdx.x < 64) plan_items(a, sh);
+    if (threadIdx.x == 0) produce(a, sh, q_tile, k_ring, v_ring, &map_q, &map_q2, &map_k, &map_v);
   } else {
     registers_take<232>();
     consume(a, sh, q_tile, k_ring, v_ring, out_tile);
