@@ -49,7 +49,10 @@ func TestKilledAnywhere(t *testing.T) {
 		took[maxBytes], commit[maxBytes] = time.Since(begin), time.Since(half)
 		whole[maxBytes] = snapshot(t, dir)
 	}
-	kills := []kill{{"fill", unix.SYS_FDATASYNC, 0}, {"commit", unix.SYS_FSYNC, 0}, {"commit", unix.SYS_RENAMEAT, 0}, {"commit", unix.SYS_UNLINKAT, 0}}
+	kills := []kill{
+		{at: "fill", syscall: unix.SYS_FDATASYNC}, {at: "commit", syscall: unix.SYS_FSYNC},
+		{at: "commit", syscall: unix.SYS_RENAMEAT}, {at: "commit", syscall: unix.SYS_UNLINKAT},
+	}
 	for i := range random {
 		kills = append(kills, kill{at: []string{"create", "commit"}[i%2]})
 	}
@@ -57,7 +60,10 @@ func TestKilledAnywhere(t *testing.T) {
 	for i, k := range kills {
 		dir := t.TempDir()
 		c := childTask{Dir: dir, Seed: 2, MaxBytes: sizes[rng.IntN(2)], Overwrite: rng.IntN(3) > 0}
-		window := map[string]time.Duration{"create": took[c.MaxBytes], "commit": commit[c.MaxBytes]}[k.at]
+		window := took[c.MaxBytes]
+		if k.at == "commit" {
+			window = commit[c.MaxBytes]
+		}
 		k.delay = time.Duration(rng.Int64N(int64(window)))
 		if c.Overwrite { // the old checkpoint has the same names, or others
 			runWhole(t, childTask{Dir: dir, Seed: 1, MaxBytes: sizes[rng.IntN(2)]})
