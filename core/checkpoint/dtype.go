@@ -1,9 +1,6 @@
 package checkpoint
 
-import (
-	"math"
-	"math/bits"
-)
+import "math/bits"
 
 // Dtype is an element type, spelled as safetensors spells it.
 type Dtype string
@@ -65,17 +62,18 @@ func (d Dtype) rank() int {
 	return -1
 }
 
-// byteSize is the size of a tensor; false when it overflows, is not a whole
-// number of bytes or has a negative axis. The order of the checks is the
-// reference reader's: an overflow before a zero axis is still an overflow.
+// byteSize is the size of a tensor; false when the type is unknown or the size is
+// negative, overflows or is not a whole number of bytes. The order of the checks is
+// the reference reader's: an overflow before a zero axis is still an overflow.
 func byteSize(d Dtype, shape []int64) (int64, bool) {
-	size := uint64(1)
-	for _, n := range append(shape[:len(shape):len(shape)], int64(d.Bits())) {
-		hi, lo := bits.Mul64(size, uint64(n))
+	elements := uint64(1)
+	for _, n := range shape {
+		hi, lo := bits.Mul64(elements, uint64(n))
 		if n < 0 || hi != 0 {
 			return 0, false
 		}
-		size = lo
+		elements = lo
 	}
-	return int64(size / 8), size%8 == 0 && size/8 <= math.MaxInt64
+	hi, size := bits.Mul64(elements, uint64(d.Bits()))
+	return int64(size / 8), d.Valid() && hi == 0 && size%8 == 0 // so below 2^61
 }

@@ -148,7 +148,7 @@ func (h *header) checkSpans(data int64) error {
 		size, ok := byteSize(e.dtype, e.shape)
 		switch {
 		case !ok:
-			return malformed(e.name, "shape %v of %s has no size in whole bytes below 2^63", e.shape, e.dtype)
+			return malformed(e.name, "shape %v of %s has no size in whole bytes below 2^61", e.shape, e.dtype)
 		case e.begin < next:
 			return malformed(e.name, "data_offsets [%d, %d] overlap the tensor before, which ends at %d", e.begin, e.end, next)
 		case e.begin > next:

@@ -141,7 +141,7 @@ func newShard(name string, specs []Spec) (Shard, error) {
 }
 
 func unsized(s Spec) error {
-	return &Error{Op: "plan", Tensor: s.Name, Reason: fmt.Sprintf("%v of %q has no size in whole bytes below 2^63", s.Shape, s.Dtype)}
+	return &Error{Op: "plan", Tensor: s.Name, Reason: fmt.Sprintf("%v of %q has no size in whole bytes below 2^61", s.Shape, s.Dtype)}
 }
 
 // sharded reports whether the plan needs an index.
