@@ -86,12 +86,17 @@ func (s *Session) outcome(ctx context.Context, method string, err error) error {
 	return err
 }
 
-// broken is the error of a call whose connection failed.
+// broken is the error of a call whose connection failed. A process that was
+// asked to stop is waited for: it is gone within the grace period.
 func (s *Session) broken(method string, err error) error {
+	wait := settleTime
+	if s.stopping.Load() {
+		wait = 2 * gracePeriod
+	}
 	select {
 	case <-s.done:
 		return s.err
-	case <-time.After(settleTime):
+	case <-time.After(wait):
 		return s.ended(core.ErrPluginCrashed, "lost its connection during %s", method, err).WithHint("call again")
 	}
 }

@@ -195,6 +195,9 @@ func (s *Session) watch() {
 func (s *Session) crashed(format string, args ...any) *core.Error {
 	message := fmt.Sprintf("plugin %s (pid %d) ", s.name, s.child.pid()) + fmt.Sprintf(format, args...) + s.lastPrinted()
 	e := &core.Error{Kind: core.ErrPluginCrashed, Message: message, Plugin: s.name}
+	if !s.child.endedByItself() {
+		return e.WithHint("it did not let go of a cancelled call; the next call starts it again")
+	}
 	if s.child.exitStatus() == killedStatus {
 		return e.WithHint("somebody killed it, perhaps the system because memory ran out; the next call starts it again")
 	}

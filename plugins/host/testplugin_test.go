@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-plugin"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -138,6 +139,17 @@ func describeDescriptors() (string, error) {
 		target, err := os.Readlink("/proc/self/fd/" + e.Name())
 		if err != nil { // the directory itself, closed by now
 			continue
+		}
+		number, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return "", err
+		}
+		flags, err := unix.FcntlInt(uintptr(number), unix.F_GETFL, 0)
+		if err != nil {
+			return "", err
+		}
+		if number <= 2 && flags&unix.O_NONBLOCK != 0 {
+			target += " non-blocking"
 		}
 		lines = append(lines, e.Name()+" "+target)
 	}
