@@ -1,0 +1,32 @@
+// Command builtin is the plugin that carries every built-in strategy. A host
+// starts it once for each kind of strategy in use.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware/cpu"
+	"github.com/trivium-ml/trivium/plugins/sdk"
+	"github.com/trivium-ml/trivium/strategies/all"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/merge/tile"
+)
+
+// envISA names the instruction set of the CPU kernels; unset is the best there is.
+const envISA = "TRIVIUM_ISA"
+
+func main() {
+	backend, err := cpu.Open(os.Getenv(envISA))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	k := kernel.New(backend)
+	var strategies []core.Strategy
+	strategies = append(strategies, all.Attention(k)...)
+	strategies = append(strategies, all.Position()...)
+	strategies = append(strategies, all.Merge(tile.New(backend))...)
+	sdk.Serve(sdk.Config{Strategies: strategies, Kernel: k})
+}
