@@ -1,0 +1,110 @@
+package tile
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// check makes sure that every operand has the bytes its shape needs and a dtype
+// that can be merged, so that the tiles need not.
+func (b *batch) check(t *core.MergeTensor) error {
+	if len(t.Inputs) != b.req.Sources || b.req.Sources < 1 {
+		return core.Invalid(b.id, "tensor %q has %d inputs: want one for each of %d sources", t.Name, len(t.Inputs), b.req.Sources)
+	}
+	newest := t.Inputs[len(t.Inputs)-1].Dtype
+	for _, list := range [][]core.MergeOperand{t.Inputs, t.Outputs} {
+		for i, o := range list {
+			if size := length(t.Shape) * o.Dtype.Size(); o.Extent.Size != size || o.Dtype.Size() == 0 {
+				return core.Invalid(b.id, "tensor %q, operand %d: %d bytes of %v: shape %v wants %d", t.Name, i, o.Extent.Size, o.Dtype, t.Shape, size)
+			}
+			if o.Dtype.IsFloat() != newest.IsFloat() {
+				return core.Errorf(core.ErrCheckpoint, "tensor %q is %v in one place and %v in another: want real numbers in all or in none", t.Name, o.Dtype, newest)
+			}
+		}
+	}
+	for i, o := range t.Outputs {
+		if copied(t) && o.Dtype != newest {
+			return core.Errorf(core.ErrCheckpoint, "tensor %q is %v and would be written as %v: integers are copied as they are", t.Name, newest, o.Dtype)
+		}
+		if !o.Extent.Writable {
+			return core.Invalid(b.id, "tensor %q: output %d is not writable", t.Name, i)
+		}
+	}
+	return nil
+}
+
+// mapped is some operands of one tile in memory, until close.
+type mapped struct {
+	vectors  []hardware.Vector
+	mappings []*tensor.Mapping
+}
+
+func (m *mapped) close() {
+	for _, mapping := range m.mappings {
+		_ = mapping.Close() // of memory that was mapped: it cannot fail
+	}
+}
+
+// mapTile maps the tile's part of operands. The caller closes it.
+func mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
+	m := &mapped{}
+	for _, o := range operands {
+		size := o.Dtype.Size()
+		mapping, err := o.Extent.Map(j.start*size, j.count*size)
+		if err != nil {
+			m.close()
+			return nil, err
+		}
+		m.mappings = append(m.mappings, mapping)
+		m.vectors = append(m.vectors, hardware.Vector{Data: unsafe.Pointer(&mapping.Bytes()[0]), Dtype: vectorDtype(o.Dtype), Len: j.count})
+	}
+	return m, nil
+}
+
+func vectorDtype(d tensor.Dtype) hardware.VectorDtype {
+	switch d {
+	case tensor.BFloat16:
+		return hardware.VectorBFloat16
+	case tensor.Float16:
+		return hardware.VectorFloat16
+	case tensor.Float64:
+		return hardware.VectorFloat64
+	case tensor.Float8E4M3:
+		return hardware.VectorFloat8E4M3
+	case tensor.Float8E5M2:
+		return hardware.VectorFloat8E5M2
+	}
+	return hardware.VectorFloat32
+}
+
+// copy takes a tile of the newest source as it is.
+func (b *batch) copy(j job) error {
+	t := &b.req.Tensors[j.tensor]
+	newest := t.Inputs[len(t.Inputs)-1]
+	size := newest.Dtype.Size()
+	from, err := newest.Extent.Map(j.start*size, j.count*size)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	for _, o := range t.Outputs {
+		to, err := o.Extent.Map(j.start*size, j.count*size)
+		if err != nil {
+			return err
+		}
+		copy(to.Bytes(), from.Bytes())
+		if err := to.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func nonFiniteMessage(t *core.MergeTensor, source int, n int64, j job) string {
+	file := t.Inputs[source].Extent.File.Name()
+	return fmt.Sprintf("tensor %q of source %d (%s) has %d NaN or Inf in elements %d to %d", t.Name, source, file, n, j.start, j.start+j.count-1)
+}

@@ -1,0 +1,150 @@
+// Package tile runs merge strategies over files a tile at a time. A linear
+// strategy is a function that gives weights; any other is a function over the
+// numbers of one tile. Mapping files, integers, NaN and Inf, cancelling and
+// threads are seen to here, the same way for all of them.
+package tile
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// elements of a tile: what one thread maps of each operand at a time.
+const elements = 2 << 20
+
+// Runner merges on one backend. It holds no state between calls and is safe
+// for use by several goroutines.
+type Runner struct {
+	backend hardware.Backend
+}
+
+// New makes a runner on a backend.
+func New(backend hardware.Backend) *Runner { return &Runner{backend: backend} }
+
+// job is a tile of a tensor.
+type job struct {
+	tensor       int
+	start, count int64 // elements
+}
+
+// batch is one call under way.
+type batch struct {
+	runner    *Runner
+	id        string
+	req       *core.MergeRequest
+	nonFinite [][]atomic.Int64 // by tensor and source
+}
+
+// run cuts the tensors into tiles and merges them on the request's threads.
+// Each element depends on its own tile alone, so the bytes do not depend on the
+// number of threads.
+func (r *Runner) run(ctx context.Context, id string, req *core.MergeRequest, merge func(ctx context.Context, b *batch, j job) error) (*core.MergeResponse, error) {
+	b := &batch{runner: r, id: id, req: req, nonFinite: make([][]atomic.Int64, len(req.Tensors))}
+	var jobs []job
+	for i := range req.Tensors {
+		if err := b.check(&req.Tensors[i]); err != nil {
+			return nil, err
+		}
+		b.nonFinite[i] = make([]atomic.Int64, req.Sources)
+		jobs = append(jobs, tiles(i, length(req.Tensors[i].Shape))...)
+	}
+	err := each(ctx, req.Threads, len(jobs), func(i int) error {
+		if t := &req.Tensors[jobs[i].tensor]; copied(t) {
+			return b.copy(jobs[i])
+		}
+		return merge(ctx, b, jobs[i])
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.response(), nil
+}
+
+func tiles(tensor int, n int64) []job {
+	var jobs []job
+	for start := int64(0); start < n; start += elements {
+		jobs = append(jobs, job{tensor: tensor, start: start, count: min(elements, n-start)})
+	}
+	return jobs
+}
+
+func length(shape []int64) int64 {
+	n := int64(1)
+	for _, d := range shape {
+		n *= d
+	}
+	return n
+}
+
+// copied says whether a tensor holds no real numbers: it is taken from the
+// newest source.
+func copied(t *core.MergeTensor) bool { return !t.Inputs[len(t.Inputs)-1].Dtype.IsFloat() }
+
+func (b *batch) response() *core.MergeResponse {
+	response := &core.MergeResponse{Backend: b.runner.backend.Name()}
+	for i := range b.req.Tensors {
+		report := core.TensorReport{Name: b.req.Tensors[i].Name, Policy: "merged"}
+		if copied(&b.req.Tensors[i]) {
+			report.Policy = "copied"
+		} else {
+			for s := range b.nonFinite[i] {
+				report.NonFinite = append(report.NonFinite, b.nonFinite[i][s].Load())
+			}
+		}
+		response.Tensors = append(response.Tensors, report)
+	}
+	return response
+}
+
+// count adds up the NaN and Inf of a tile, and refuses them unless allowed.
+func (b *batch) count(j job, nonFinite []int64) error {
+	for s, n := range nonFinite {
+		b.nonFinite[j.tensor][s].Add(n)
+		if n > 0 && !b.req.AllowNonFinite {
+			t := &b.req.Tensors[j.tensor]
+			return (&core.Error{Kind: core.ErrCheckpoint, Strategy: b.id,
+				Message: nonFiniteMessage(t, s, n, j)}).WithHint("mend that checkpoint, leave it out, or pass allow_nonfinite=True")
+		}
+	}
+	return nil
+}
+
+// each runs do for 0 to n-1 on some threads, all of the process when 0, and
+// gives the first error. After an error, or the end of ctx, the rest is skipped.
+func each(ctx context.Context, threads, n int, do func(i int) error) error {
+	if threads == 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	var (
+		next   atomic.Int64
+		failed atomic.Pointer[error]
+		wait   sync.WaitGroup
+	)
+	for range min(threads, n) {
+		wait.Go(func() {
+			for failed.Load() == nil {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				err := ctx.Err()
+				if err == nil {
+					err = do(i)
+				}
+				if err != nil {
+					failed.CompareAndSwap(nil, &err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
