@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 // Commit makes the checkpoint visible and removes the one it replaces. In order:
@@ -159,43 +158,6 @@ func (w *Writer) removeStale() error {
 		if err := w.unlink(name); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// WriteFile stages a side file (a config, a model card) for Commit. Its bytes are on
-// the disk when it returns. Staged twice, the last wins.
-func (w *Writer) WriteFile(name string, data []byte) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	path := filepath.Join(w.dir, name)
-	if !plainName(name) || strings.Contains(name, ".safetensors") || strings.HasPrefix(name, ".trivium-") {
-		return &Error{Op: "write", File: path, Reason: "not the name of a side file", Hint: "use a plain file name other than the weights' and the index's"}
-	}
-	if !w.overwrite && w.commit == nil && exists(path) {
-		return &Error{Op: "write", File: path, Reason: "the file is there already", Hint: "write to an empty folder, or ask for overwriting", Err: ErrExists}
-	}
-	if err := w.stage(name, data); err != nil {
-		return err
-	}
-	if !slices.Contains(w.side, name) {
-		w.side = append(w.side, name)
-	}
-	return nil
-}
-
-func (w *Writer) stage(name string, data []byte) error {
-	path := filepath.Join(w.dir, partial(name))
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return system("write", path, err)
-	}
-	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return system("write", path, err)
-	}
-	if err := f.Sync(); err != nil {
-		return system("write", path, err)
 	}
 	return nil
 }

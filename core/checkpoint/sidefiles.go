@@ -3,6 +3,8 @@ package checkpoint
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // sideFiles are the names, as patterns, of what a checkpoint folder holds besides
@@ -46,4 +48,38 @@ func (w *Writer) CopySideFiles(source string) ([]string, error) {
 		names = append(names, item.Name())
 	}
 	return names, nil
+}
+
+// WriteFile stages a side file (a config, a model card) for Commit. Its bytes are on
+// the disk when it returns. Staged twice, the last wins.
+func (w *Writer) WriteFile(name string, data []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	path := filepath.Join(w.dir, name)
+	if !plainName(name) || strings.Contains(name, ".safetensors") || strings.HasPrefix(name, ".trivium-") {
+		return &Error{Op: "write", File: path, Reason: "not the name of a side file", Hint: "use a plain file name other than the weights' and the index's"}
+	}
+	if err := w.stage(name, data); err != nil {
+		return err
+	}
+	if !slices.Contains(w.side, name) {
+		w.side = append(w.side, name)
+	}
+	return nil
+}
+
+func (w *Writer) stage(name string, data []byte) error {
+	path := filepath.Join(w.dir, partial(name))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return system("write", path, err)
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return system("write", path, err)
+	}
+	if err := f.Sync(); err != nil {
+		return system("write", path, err)
+	}
+	return nil
 }

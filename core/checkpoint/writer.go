@@ -1,13 +1,9 @@
 package checkpoint
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +13,7 @@ import (
 type Options struct {
 	Dir       string
 	Recipe    string // hash of everything the tensors' values depend on
-	Overwrite bool   // replace a checkpoint that is there
+	Overwrite bool   // the folder may hold files: a checkpoint is replaced, the rest stays
 	Resume    bool   // continue a killed write of the same recipe, if there is one
 	SyncBytes int64  // record completed tensors after this many bytes; 0 means 1 GiB
 }
@@ -46,8 +42,6 @@ type Writer struct {
 	commit       *commit  // not nil once recorded
 }
 
-func partial(name string) string { return ".trivium-" + name + ".partial" }
-
 // Create reserves the space of all files and writes their headers. With
 // Options.Resume, and a journal of the same recipe in the folder, it goes on from
 // there. The caller ends with Commit or Abort, or with Close to leave the work for
@@ -68,7 +62,7 @@ func Create(plan *Plan, o Options) (*Writer, error) {
 	var records []record
 	var err error
 	if w.journal, records, err = openJournal(o.Dir); err != nil {
-		return nil, err
+		return nil, errors.Join(err, w.removeMade())
 	}
 	if len(records) > 0 {
 		err = w.resume(records, o)
@@ -95,6 +89,7 @@ func (w *Writer) start(o Options) error {
 	return nil
 }
 
+// refuseExisting wants a folder with nothing of anybody else's in it.
 func (w *Writer) refuseExisting() error {
 	if w.overwrite {
 		return nil
@@ -104,117 +99,11 @@ func (w *Writer) refuseExisting() error {
 		return system("write", w.dir, err)
 	}
 	for _, item := range items {
-		if name := item.Name(); strings.Contains(name, ".safetensors") && !isPartial(name) || isSideFile(name) {
+		if name := item.Name(); name != journalName && !isPartial(name) {
 			return &Error{Op: "write", File: w.dir, Reason: "already holds " + name, Hint: "write to an empty folder, or ask for overwriting", Err: ErrExists}
 		}
 	}
 	return nil
-}
-
-func (w *Writer) resume(records []record, o Options) error {
-	err := w.matches(records[0], o)
-	if err == nil {
-		w.replay(records)
-		if w.commit == nil {
-			err = checkSpace(w.plan, w.dir)
-		}
-	}
-	if err == nil {
-		err = w.openShards()
-	}
-	if err != nil {
-		return errors.Join(err, w.Close())
-	}
-	return nil
-}
-
-func (w *Writer) matches(r record, o Options) error {
-	e := &Error{Op: "resume", File: w.dir, Err: ErrInProgress}
-	switch {
-	case !o.Resume:
-		e.Reason, e.Hint = "holds an unfinished write", "resume it, or discard it first"
-	case r.Version != journalVersion:
-		e.Reason, e.Hint = fmt.Sprintf("the journal has version %d, want %d", r.Version, journalVersion), "resume with the program that began it, or discard it first"
-	case r.Recipe != o.Recipe:
-		e.Reason, e.Hint, e.Err = "the unfinished write here has another recipe", "resume with the recipe that began it, or discard it first", ErrRecipe
-	case r.Plan != w.plan.digest():
-		e.Reason, e.Hint, e.Err = "the unfinished write here has other tensors or shards", "resume with the settings that began it, or discard it first", ErrRecipe
-	default:
-		return nil
-	}
-	return e
-}
-
-func (w *Writer) replay(records []record) {
-	w.overwrite = records[0].Overwrite
-	for _, r := range records[1:] {
-		if r.Commit != nil {
-			w.commit, w.side = r.Commit, slices.Clone(r.Commit.Side)
-		} else {
-			w.done[r.Done] = true
-		}
-	}
-}
-
-func (w *Writer) openShards() error {
-	w.Reserved = true
-	for _, s := range w.plan.Shards {
-		f, err := w.openShard(s)
-		if err != nil {
-			return err
-		}
-		w.files = append(w.files, f)
-		w.tensors = append(w.tensors, f.Tensors...)
-	}
-	return syncDir(w.dir)
-}
-
-// openShard opens an intact file of an earlier run or makes a new one.
-func (w *Writer) openShard(s Shard) (*File, error) {
-	path := filepath.Join(w.dir, partial(s.Name))
-	if w.commit != nil && !exists(path) {
-		path = filepath.Join(w.dir, s.Name) // it has its name already
-	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err == nil && intact(f, s) {
-		return newFile(f, path, s.Size, s.header), nil
-	}
-	if err == nil {
-		f.Close()
-	}
-	for _, spec := range s.Specs {
-		if w.done[spec.Name] {
-			return nil, &Error{Op: "resume", File: path, Tensor: spec.Name, Reason: "recorded as complete, but the file is gone or damaged", Hint: "discard the unfinished write and start again", Err: ErrMissing}
-		}
-	}
-	return w.makeShard(path, s)
-}
-
-func intact(f *os.File, s Shard) bool {
-	head := make([]byte, len(s.head))
-	info, err := f.Stat()
-	if err != nil || info.Size() != s.Size {
-		return false
-	}
-	_, err = f.ReadAt(head, 0)
-	return err == nil && bytes.Equal(head, s.head)
-}
-
-func (w *Writer) makeShard(path string, s Shard) (*File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return nil, system("write", path, err)
-	}
-	reserved, err := reserve(f, s.Size)
-	w.Reserved = w.Reserved && reserved
-	if err == nil {
-		_, err = f.WriteAt(s.head, 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, system("write", path, err)
-	}
-	return newFile(f, path, s.Size, s.header), nil
 }
 
 // Tensors lists every tensor to be filled, by file, then offset.
@@ -230,6 +119,9 @@ func (w *Writer) Completed(name string) bool {
 // Done says that all bytes of t are written, by whichever process. It waits for
 // the disk once per Options.SyncBytes.
 func (w *Writer) Done(t *Tensor) error {
+	// The disk begins to work now, so that there is less to wait for later. This is
+	// advice: whether the bytes have arrived is what sync asks.
+	_ = unix.SyncFileRange(t.File.FD(), t.Offset, t.Size, unix.SYNC_FILE_RANGE_WRITE)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending = append(w.pending, t)
@@ -287,68 +179,12 @@ func (w *Writer) Close() error {
 	return errors.Join(errs...)
 }
 
-// Abort removes every trace of the write. Once Commit has begun there is nothing
-// to go back to, and Abort refuses.
+// Abort removes every trace of the write and closes the writer. Once Commit has begun
+// there is nothing to go back to: Abort then closes only, and says so.
 func (w *Writer) Abort() error {
 	if w.commit != nil {
-		return &Error{Op: "write", File: w.dir, Reason: "commit has begun", Hint: "resume it and commit", Err: ErrInProgress}
+		begun := &Error{Op: "write", File: w.dir, Reason: "commit has begun", Hint: "resume it and commit", Err: ErrInProgress}
+		return errors.Join(begun, w.Close())
 	}
 	return w.remove()
-}
-
-func (w *Writer) remove() error {
-	err := removeTraces(w.dir)
-	err = errors.Join(err, w.Close())
-	if w.made {
-		err = errors.Join(err, os.Remove(w.dir))
-	}
-	return err
-}
-
-// Discard removes what a killed writer left in dir. A folder whose commit had begun
-// may then hold no loadable checkpoint.
-func Discard(dir string) error {
-	if !exists(filepath.Join(dir, journalName)) {
-		return nil
-	}
-	j, _, err := openJournal(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(removeTraces(dir), j.close())
-}
-
-// removeTraces removes temporary files, then the journal, which owns them.
-func removeTraces(dir string) error {
-	items, err := os.ReadDir(dir)
-	if err != nil {
-		return system("write", dir, err)
-	}
-	for _, item := range items {
-		if isPartial(item.Name()) {
-			if err := os.Remove(filepath.Join(dir, item.Name())); err != nil {
-				return system("write", dir, err)
-			}
-		}
-	}
-	if err := os.Remove(filepath.Join(dir, journalName)); err != nil {
-		return system("write", dir, err)
-	}
-	return syncDir(dir)
-}
-
-func isPartial(name string) bool {
-	return strings.HasPrefix(name, ".trivium-") && strings.HasSuffix(name, ".partial")
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return system("write", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return system("write", dir, err)
-	}
-	return nil
 }

@@ -190,6 +190,38 @@ func TestAbortLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestAbortComesTooLateForACommit(t *testing.T) {
+	dir := t.TempDir()
+	plan := mustSplit(t, smallModel, 600)
+	w, err := Create(plan, Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tensor := range w.Tensors() {
+		fill(t, tensor, 1)
+		if err := w.Done(tensor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blocked := filepath.Join(dir, plan.Shards[1].Name, "in the way") // a rename cannot replace a folder
+	if err := os.MkdirAll(blocked, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, w.Commit(), nil, plan.Shards[1].Name)
+	wantError(t, w.Abort(), ErrInProgress, "commit has begun")
+	if err := os.RemoveAll(filepath.Dir(blocked)); err != nil {
+		t.Fatal(err)
+	}
+	w, err = Create(plan, Options{Dir: dir, Resume: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, w, 1, nil)
+	for _, spec := range smallModel {
+		checkTensor(t, open(t, dir), spec, 1)
+	}
+}
+
 func TestCommitWantsEveryTensor(t *testing.T) {
 	dir := t.TempDir()
 	w, err := Create(mustSplit(t, smallModel, 0), Options{Dir: dir})
@@ -209,7 +241,7 @@ func TestCommitWantsEveryTensor(t *testing.T) {
 
 func TestExistingOutputIsRefused(t *testing.T) {
 	plan := mustSplit(t, smallModel, 0)
-	for _, name := range []string{"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter.safetensors", "config.json", "tokenizer.json"} {
+	for _, name := range []string{"model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "README.md", ".hidden"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			put(t, dir, map[string]string{name: "old"})
@@ -224,14 +256,11 @@ func TestExistingOutputIsRefused(t *testing.T) {
 }
 
 func TestSideFileNames(t *testing.T) {
-	dir := t.TempDir()
-	put(t, dir, map[string]string{"README.md": "mine"})
-	w, err := Create(mustSplit(t, smallModel, 0), Options{Dir: dir})
+	w, err := Create(mustSplit(t, smallModel, 0), Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Abort()
-	wantError(t, w.WriteFile("README.md", nil), ErrExists, "README.md")
 	for _, name := range []string{"", "..", "a/b", "../config.json", "model.safetensors", indexName, journalName} {
 		wantError(t, w.WriteFile(name, nil), nil, "not the name of a side file")
 	}
