@@ -14,6 +14,7 @@ import (
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/plugins"
 	"github.com/trivium-ml/trivium/plugins/shm"
+	"github.com/trivium-ml/trivium/plugins/wire"
 )
 
 // describeFlag makes a plugin print what its manifest says of its strategies.
@@ -44,9 +45,15 @@ func describe(to io.Writer, c Config) error {
 	if _, err := c.registry(); err != nil {
 		return err
 	}
+	infos := c.Describe()
+	for _, info := range infos {
+		if _, err := wire.EncodeInfo(info); err != nil {
+			return err
+		}
+	}
 	encoder := json.NewEncoder(to)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(c.Describe())
+	return encoder.Encode(infos)
 }
 
 func serve(c Config, kind core.StrategyKind) error {

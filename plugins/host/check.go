@@ -1,0 +1,32 @@
+package host
+
+import (
+	"context"
+
+	"github.com/trivium-ml/trivium/core"
+)
+
+// Checked is what Check found of one plugin process.
+type Checked struct {
+	PluginStatus
+	Error string `json:"error,omitempty"`
+	Hint  string `json:"hint,omitempty"`
+}
+
+// Check starts every process and asks it what it serves.
+func (h *Host) Check(ctx context.Context) []Checked {
+	var list []Checked
+	for _, r := range h.refused {
+		list = append(list, Checked{PluginStatus: r, Error: r.Reason})
+	}
+	for _, s := range h.services {
+		_, err := s.session(ctx)
+		c := Checked{PluginStatus: s.status()}
+		if err != nil {
+			typed := core.AsError(err)
+			c.Error, c.Hint = typed.Message, typed.Hint
+		}
+		list = append(list, c)
+	}
+	return list
+}

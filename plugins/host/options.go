@@ -1,0 +1,74 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins/shm"
+)
+
+const (
+	defaultCallTimeout = 30 * time.Minute
+	defaultCancelGrace = 2 * time.Second
+)
+
+// Options configure a Host; the zero value has no plugins.
+type Options struct {
+	// Manifests are paths of manifests that must be usable.
+	Manifests []string
+	// Dirs are searched for manifests, *.json. One that is not usable is logged,
+	// and listed by Plugins.
+	Dirs []string
+	// Log gets what the host and its plugins log; nil: warnings only.
+	Log *logrus.Logger
+	// RuntimeDir is where the directory for sockets is made; "": where the
+	// system keeps such things.
+	RuntimeDir string
+	// CallTimeout bounds a call whose context has no deadline; 0: 30 minutes.
+	CallTimeout time.Duration
+	// CancelGrace is how long a plugin may take to let go of a call that was
+	// cancelled before it is killed; 0: 2 s.
+	CancelGrace time.Duration
+	// Pool is where shared memory comes from; nil: one of its own.
+	Pool *shm.Pool
+	// Copy copies large pieces of memory of equal length; nil: Go's copy, by
+	// several goroutines.
+	Copy func(to, from []byte)
+}
+
+func (o Options) withDefaults() Options {
+	if o.Log == nil {
+		o.Log = core.Quiet()
+	}
+	if o.CallTimeout == 0 {
+		o.CallTimeout = defaultCallTimeout
+	}
+	if o.CancelGrace == 0 {
+		o.CancelGrace = defaultCancelGrace
+	}
+	if o.Copy == nil {
+		o.Copy = parallelCopy
+	}
+	return o
+}
+
+// openRuntimeDir makes the directory for sockets in base, or where the
+// environment says.
+func openRuntimeDir(base string) (*RuntimeDir, error) {
+	if base == "" {
+		return OpenRuntimeDir(os.Getenv)
+	}
+	d, err := OpenRuntimeDir(func(string) string { return base })
+	if err != nil {
+		return nil, err
+	}
+	if filepath.Dir(d.Path) != filepath.Clean(base) {
+		d.Close()
+		return nil, core.Invalid("", "runtime directory %s: want one that is writable, with a path of at most %d bytes", base, maxRuntimeBase)
+	}
+	return d, nil
+}

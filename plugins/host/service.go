@@ -1,0 +1,145 @@
+package host
+
+import (
+	"context"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins"
+	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
+	"github.com/trivium-ml/trivium/plugins/wire"
+)
+
+// describeTime bounds the question that a new process is asked.
+const describeTime = 10 * time.Second
+
+// service is the strategies of one kind of one plugin: one process.
+type service struct {
+	host    *Host
+	plugin  string
+	kind    core.StrategyKind
+	infos   []core.Info
+	process *Process
+
+	verifying sync.Mutex
+	verified  atomic.Pointer[Session]
+	refusal   atomic.Pointer[core.Error] // the binary does not have what its manifest says
+}
+
+func newService(h *Host, m *Manifest, kind core.StrategyKind) *service {
+	s := &service{host: h, plugin: m.Name, kind: kind}
+	for _, info := range m.Strategies {
+		if info.Kind == kind {
+			s.infos = append(s.infos, info)
+		}
+	}
+	s.process = NewProcess(Config{
+		Name: m.Name, Path: m.path, SHA256: m.SHA256, RuntimeDir: h.runtime.Path,
+		Env: append(PluginEnv(os.Environ()), plugins.EnvKind+"="+string(kind)),
+		Log: h.options.Log.WithField(core.LogComponent, "plugin."+string(kind)),
+	})
+	return s
+}
+
+// session is the running process, which serves what its manifest says.
+func (s *service) session(ctx context.Context) (*Session, error) {
+	session, err := s.process.Conn(ctx)
+	if refusal := s.refusal.Load(); refusal != nil {
+		return nil, refusal
+	}
+	if err != nil {
+		return nil, err
+	}
+	if session == s.verified.Load() {
+		return session, nil
+	}
+	return session, s.verify(session)
+}
+
+// verify compares what the process describes with its manifest. A mismatch is
+// final: the same binary would describe the same again.
+func (s *service) verify(session *Session) error {
+	s.verifying.Lock()
+	defer s.verifying.Unlock()
+	if session == s.verified.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), describeTime)
+	defer cancel()
+	reply, err := pb.NewCatalogServiceClient(session.Conn).Describe(ctx, &pb.DescribeRequest{}, callOptions...)
+	if err != nil {
+		return s.blame(err)
+	}
+	// The breaker of restarts counts what users' calls achieved.
+	session.served.Store(false)
+	if difference := s.difference(reply.GetStrategies()); difference != "" {
+		refusal := core.Errorf(core.ErrPluginRefused, "plugin %s: %s", s.plugin, difference).
+			WithHint("write its manifest anew, with what the binary prints for --describe")
+		s.refusal.Store(refusal)
+		go s.process.Close()
+		return refusal
+	}
+	s.verified.Store(session)
+	return nil
+}
+
+// status is the process as Plugins lists it.
+func (s *service) status() PluginStatus {
+	p := s.process.Stats()
+	status := PluginStatus{Name: p.Name, Kind: s.kind, PID: p.PID, State: p.State, Restarts: p.Restarts}
+	if refusal := s.refusal.Load(); refusal != nil {
+		status.State, status.Reason = StateRefused, refusal.Error()
+	}
+	return status
+}
+
+// difference says how the strategies of the process differ from the manifest's.
+func (s *service) difference(served []*pb.StrategyInfo) string {
+	byName := make(map[string]*pb.StrategyInfo, len(served))
+	for _, m := range served {
+		byName[m.GetName()] = m
+	}
+	for _, info := range s.infos {
+		want, err := wire.EncodeInfo(info)
+		if err != nil {
+			return err.Error()
+		}
+		if got := byName[info.Name]; got == nil || !proto.Equal(got, want) {
+			return "it does not describe " + info.ID() + " as its manifest does"
+		}
+		delete(byName, info.Name)
+	}
+	for name := range byName {
+		return "it serves " + string(s.kind) + "." + name + ", which its manifest does not list"
+	}
+	return ""
+}
+
+// adapter is the strategy as the engine sees it.
+func (s *service) adapter(info core.Info) core.Strategy {
+	base := strategy{service: s, info: info}
+	switch {
+	case info.Kind == core.Position:
+		return &position{base}
+	case info.Kind == core.Merge && info.Capabilities.Weights:
+		return &weigher{merge{base}}
+	case info.Kind == core.Merge:
+		return &merge{base}
+	case info.Capabilities.Attends:
+		return &attender{attention{base}}
+	}
+	return &attention{base}
+}
+
+// strategy is what adapters have in common.
+type strategy struct {
+	service *service
+	info    core.Info
+}
+
+func (s *strategy) Info() core.Info { return s.info }

@@ -1,0 +1,305 @@
+package roundtrip
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins/host"
+)
+
+// works checks that the next good call is right.
+func works(t *testing.T, h *host.Host, engine *core.Engine) {
+	t.Helper()
+	req := request(t, h, nil)
+	if _, err := engine.Attend(t.Context(), "identity", req); err != nil {
+		t.Fatalf("the next call: %v", err)
+	}
+	checkIdentity(t, req, 1)
+}
+
+func pid(h *host.Host, kind core.StrategyKind) int {
+	for _, p := range h.Plugins() {
+		if p.Kind == kind {
+			return p.PID
+		}
+	}
+	return 0
+}
+
+func TestFailures(t *testing.T) {
+	for _, test := range []struct {
+		behaviour string
+		kind      core.ErrorKind
+		message   string
+		lives     bool // the process
+	}{
+		{"panic", core.ErrInternal, "panic: as asked", true},
+		{"fail", core.ErrOutOfMemory, "no room", true},
+		{"wrap", core.ErrInternal, "while testing: plain", true},
+		{"die", core.ErrPluginCrashed, "killed", false},
+		{"goroutine panic", core.ErrPluginCrashed, "panic: in a goroutine", false},
+	} {
+		t.Run(test.behaviour, func(t *testing.T) {
+			h, engine := start(t, host.Options{})
+			works(t, h, engine)
+			before := pid(h, core.Attention)
+			_, err := engine.Attend(t.Context(), "identity", request(t, h, core.Params{"behaviour": test.behaviour}))
+			typed := core.AsError(err)
+			if typed == nil || typed.Kind != test.kind || typed.Plugin != "tested" || typed.Strategy != "attention.identity" ||
+				!strings.Contains(typed.Message, test.message) || typed.Hint == "" && test.behaviour != "wrap" {
+				t.Errorf("got %#v", typed)
+			}
+			works(t, h, engine)
+			if after := pid(h, core.Attention); (after == before) != test.lives {
+				t.Errorf("process %d, before %d: want the same: %t", after, before, test.lives)
+			}
+		})
+	}
+}
+
+func TestPrinting(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	req := request(t, h, core.Params{"behaviour": "print"})
+	if _, err := engine.Attend(t.Context(), "identity", req); err != nil {
+		t.Fatal(err)
+	}
+	checkIdentity(t, req, 1)
+}
+
+func TestCancel(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	works(t, h, engine)
+	before := pid(h, core.Attention)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	began := time.Now()
+	_, err := engine.Attend(ctx, "identity", request(t, h, core.Params{"behaviour": "wait"}))
+	if kindOf(err) != core.ErrCancelled {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("took %v", took)
+	}
+	works(t, h, engine)
+	if pid(h, core.Attention) != before {
+		t.Error("the process was restarted")
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	h, engine := start(t, host.Options{CallTimeout: time.Second})
+	works(t, h, engine)
+	began := time.Now()
+	_, err := engine.Attend(context.Background(), "identity", request(t, h, core.Params{"behaviour": "wait"}))
+	if kindOf(err) != core.ErrDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took < time.Second || took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+	works(t, h, engine)
+}
+
+// TestLate checks that a call whose output the caller can see does not return
+// while the plugin writes there.
+func TestLate(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	works(t, h, engine)
+	before := pid(h, core.Attention)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	req := request(t, h, core.Params{"behaviour": "late"})
+	if _, err := engine.Attend(ctx, "identity", req); kindOf(err) != core.ErrDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	clear(floats(t, req))
+	time.Sleep(400 * time.Millisecond)
+	for i, got := range floats(t, req) {
+		if got != 0 {
+			t.Fatalf("output %d became %g after the call had returned", i, got)
+		}
+	}
+	if pid(h, core.Attention) != before {
+		t.Error("the process was restarted")
+	}
+}
+
+// TestStubborn checks that a plugin that does not let go is killed, and that
+// its memory is not used before.
+func TestStubborn(t *testing.T) {
+	h, engine := start(t, host.Options{CancelGrace: 300 * time.Millisecond})
+	works(t, h, engine)
+	before := pid(h, core.Attention)
+	for _, staged := range []bool{false, true} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		req := request(t, h, core.Params{"behaviour": "stubborn"})
+		if staged {
+			req.Output, req.LSE = foreign(t, 1, 4, 100, 8), nil
+		}
+		began := time.Now()
+		_, err := engine.Attend(ctx, "identity", req)
+		cancel()
+		if kindOf(err) != core.ErrDeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); staged && took > 300*time.Millisecond || took > 2*time.Second {
+			t.Errorf("staged %t: took %v", staged, took)
+		}
+		clear(floats(t, req))
+		time.Sleep(400 * time.Millisecond)
+		for i, got := range floats(t, req) {
+			if got != 0 {
+				t.Fatalf("staged %t: output %d became %g after the call had returned", staged, i, got)
+			}
+		}
+		works(t, h, engine)
+		if after := pid(h, core.Attention); after == before {
+			t.Error("the process was not killed")
+		} else {
+			before = after
+		}
+	}
+}
+
+func floats(t *testing.T, req *core.AttentionRequest) []float32 {
+	t.Helper()
+	values, err := req.Output.Float32s()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+// TestWedged checks that a stopped process costs the call its deadline and the
+// grace, no more.
+func TestWedged(t *testing.T) {
+	h, engine := start(t, host.Options{CancelGrace: 200 * time.Millisecond})
+	works(t, h, engine)
+	syscall.Kill(pid(h, core.Attention), syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if _, err := engine.Attend(ctx, "identity", request(t, h, nil)); kindOf(err) != core.ErrDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+	works(t, h, engine)
+}
+
+// TestKills kills the process during calls of several goroutines: every call
+// is right or fails as crashed, and the next one after is right.
+func TestKills(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	for range 10 {
+		works(t, h, engine)
+		victim := pid(h, core.Attention)
+		var group sync.WaitGroup
+		for range 4 {
+			req := request(t, h, nil)
+			group.Go(func() {
+				for {
+					clear(floats(t, req))
+					_, err := engine.Attend(t.Context(), "identity", req)
+					if err == nil {
+						checkIdentity(t, req, 1)
+						continue
+					}
+					if kindOf(err) != core.ErrPluginCrashed {
+						t.Errorf("got %v", err)
+					}
+					return
+				}
+			})
+		}
+		time.Sleep(20 * time.Millisecond)
+		syscall.Kill(victim, syscall.SIGKILL)
+		killed := time.Now()
+		group.Wait()
+		if took := time.Since(killed); took > 2*time.Second {
+			t.Errorf("calls failed %v after the kill", took)
+		}
+	}
+}
+
+func TestClosed(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	works(t, h, engine)
+	req := request(t, h, core.Params{"behaviour": "wait"})
+	failed := make(chan error, 1)
+	go func() {
+		_, err := engine.Attend(context.Background(), "identity", req)
+		failed <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if err := h.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; kindOf(err) != core.ErrEngineClosed {
+		t.Errorf("the call in flight: %v", err)
+	}
+	if _, err := engine.Attend(t.Context(), "identity", req); kindOf(err) != core.ErrEngineClosed {
+		t.Errorf("a later call: %v", err)
+	}
+}
+
+func TestManifests(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(dir string, m *host.Manifest)
+		open   core.ErrorKind
+		call   core.ErrorKind
+	}{
+		{"tampered", func(_ string, m *host.Manifest) { m.SHA256 = strings.Repeat("0", 64) }, "", core.ErrPluginRefused},
+		{"missing", func(dir string, _ *host.Manifest) { os.Remove(dir + "/plugin") }, "", core.ErrPluginMissing},
+		{"described otherwise", func(_ string, m *host.Manifest) { m.Strategies[0].Summary = "another" }, "", core.ErrPluginRefused},
+		{"not served", func(_ string, m *host.Manifest) {
+			m.Strategies = append(m.Strategies, info(core.Attention, "invented"))
+		}, "", core.ErrPluginRefused},
+		{"not listed", func(_ string, m *host.Manifest) {
+			m.Strategies = append(m.Strategies[:1:1], m.Strategies[2:]...)
+		}, "", core.ErrPluginRefused},
+		{"protocol", func(_ string, m *host.Manifest) { m.Protocol = 99 }, core.ErrPluginRefused, ""},
+		{"outside", func(_ string, m *host.Manifest) { m.File = "../plugin" }, core.ErrPluginRefused, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			m := manifest(t, dir)
+			test.change(dir, &m)
+			path := write(t, dir, m)
+			if test.open != "" {
+				if _, err := host.Open(t.Context(), host.Options{Manifests: []string{path}}); kindOf(err) != test.open {
+					t.Errorf("open: %v", err)
+				}
+				h, err := host.Open(t.Context(), host.Options{Dirs: []string{dir}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer h.Close(t.Context())
+				if list := h.Plugins(); len(list) != 1 || list[0].State != host.StateRefused || list[0].Reason == "" {
+					t.Errorf("plugins %+v", list)
+				}
+				return
+			}
+			h, engine := start(t, host.Options{Manifests: []string{path}})
+			for range 2 {
+				_, err := engine.Attend(t.Context(), "identity", request(t, h, nil))
+				var typed *core.Error
+				if !errors.As(err, &typed) || typed.Kind != test.call || typed.Hint == "" || typed.Plugin != "tested" {
+					t.Errorf("call: %#v", err)
+				}
+			}
+		})
+	}
+	if _, err := host.Open(t.Context(), host.Options{Manifests: []string{"/nowhere/x.json"}}); kindOf(err) != core.ErrPluginMissing {
+		t.Errorf("no manifest: %v", err)
+	}
+}
