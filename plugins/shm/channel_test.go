@@ -147,7 +147,18 @@ func TestFileRanges(t *testing.T) {
 	if _, err := f.ReadAt(b, offset); err != nil || b[0] != 1 || b[size-1] != 2 {
 		t.Errorf("file holds %d and %d, %v: want 1 and 2", b[0], b[size-1], err)
 	}
+	below, start, err := v.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := below.WriteAt([]byte{7}, start); err != nil || v.Bytes()[0] != 7 {
+		t.Errorf("view starts with %d after a write to its file at %d, %v: want 7", v.Bytes()[0], start, err)
+	}
+	below.Close()
 	v.Release()
+	if _, _, err := v.File(); !errors.Is(err, ErrClosed) {
+		t.Errorf("file of a released view: %v: want ErrClosed", err)
+	}
 	if err := shared.Close(); err != nil {
 		t.Error(err)
 	}
