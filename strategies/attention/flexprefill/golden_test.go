@@ -7,9 +7,10 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/core/tensor"
+	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/attention/flexprefill"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
-	"github.com/trivium-ml/trivium/strategies/internal/oracle"
+	"github.com/trivium-ml/trivium/strategies/internal/backends"
 	"github.com/trivium-ml/trivium/strategies/internal/request"
 )
 
@@ -22,11 +23,14 @@ const (
 )
 
 func TestGolden(t *testing.T) {
+	backends.Each(t, func(t *testing.T, backend hardware.Backend) { testGolden(t, flexprefill.New(kernel.New(backend))) })
+}
+
+func testGolden(t *testing.T, s core.AttentionStrategy) {
 	for _, g := range request.Goldens(t) {
 		t.Run(g.File, func(t *testing.T) {
 			tensors := g.Open(t)
 			req := goldenRequest(g, tensors)
-			s := flexprefill.New(kernel.New(oracle.New()))
 			response, err := s.(core.Attender).Attend(context.Background(), req)
 			if err != nil {
 				t.Fatal(err)

@@ -39,10 +39,10 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	return call.Choose(ctx, size, func(h *kernel.Head) error {
 		h.Report.Pattern = "streaming"
 		sequence := &call.Problem.Sequences[h.Sequence]
-		dense := sequence.Offset + sequence.Query[h.Head].Rows - last // the first position that sees everything
+		end := sequence.Offset + sequence.Query[h.Head].Rows
 		for row := range h.QueryBlocks {
-			first := h.Diagonal(row) * size // the position of the block's first query
-			if first+size > dense {
+			first := h.Diagonal(row) * size      // the position of the block's first query
+			if min(first+size, end) > end-last { // it holds one of the last queries
 				h.KeepRow(row)
 				continue
 			}

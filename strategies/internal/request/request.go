@@ -77,6 +77,15 @@ func matrix(t *tensor.Tensor, batch, head int) hardware.Matrix {
 	return hardware.Matrix{Data: unsafe.Add(t.Pointer(), at), Dtype: d, Rows: t.Dim(2), Cols: t.Dim(3), Stride: t.Stride(2)}
 }
 
+// Matrices views the heads of one batch row.
+func Matrices(t *tensor.Tensor, batch int) []hardware.Matrix {
+	out := make([]hardware.Matrix, t.Dim(1))
+	for h := range out {
+		out[h] = matrix(t, batch, h)
+	}
+	return out
+}
+
 // Fill sets each element of a tensor of four axes.
 func Fill(t *tensor.Tensor, value func(at [4]int) float64) {
 	row := make([]float64, t.Dim(3))
