@@ -69,6 +69,7 @@ static inline double load_number(const void *data, int dtype, int64_t i) {
 }
 
 static inline void store_number(void *data, int dtype, int64_t i, double x) {
+    if (isnan(x)) x = NAN;
     switch (dtype) {
     case TRIVIUM_FLOAT64: ((double *)data)[i] = x; break;
     case TRIVIUM_FLOAT32: ((float *)data)[i] = (float)x; break;

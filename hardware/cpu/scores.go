@@ -14,10 +14,6 @@ import (
 	"github.com/trivium-ml/trivium/hardware"
 )
 
-// representativeRows are scored at a time: their exponentials at 16k keys fill
-// a second-level cache, and four such items keep more threads busy than heads.
-const representativeRows = 32
-
 func (s *session) Representative(ctx context.Context, rows int) ([]hardware.RepresentativeScores, error) {
 	if rows < 1 {
 		return nil, fmt.Errorf("cpu: %d representative rows: want at least 1", rows)
@@ -33,8 +29,8 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 			results = append(results, hardware.RepresentativeScores{
 				Columns: make([]float32, keys), Slashes: make([]float32, keys), LSE: make([]float32, n), Rows: n,
 			})
-			for row := 0; row < n; row += representativeRows {
-				groups = append(groups, group{len(results) - 1, i, h, row, min(representativeRows, n-row)})
+			for row := 0; row < n; row += C.TRIVIUM_REPRESENTATIVE_ROWS {
+				groups = append(groups, group{len(results) - 1, i, h, row, min(C.TRIVIUM_REPRESENTATIVE_ROWS, n-row)})
 				floats += 2 * keys
 			}
 		}

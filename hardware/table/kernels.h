@@ -14,8 +14,11 @@ enum { TRIVIUM_FLOAT32, TRIVIUM_BFLOAT16, TRIVIUM_FLOAT16, TRIVIUM_FLOAT64, TRIV
 
 // The keys of a packed chunk; chunks are packed independently of each other.
 #define TRIVIUM_PACK_ROWS 128
-// The most query rows of one attend, representative or row_mass call.
+// The most query rows of one attend or row_mass call.
 #define TRIVIUM_QUERY_ROWS 128
+// The most rows of one representative call: their exponentials at 16k keys fill
+// a second-level cache, and four such calls keep more threads busy than heads.
+#define TRIVIUM_REPRESENTATIVE_ROWS 32
 
 // Rows of one head: row r starts stride*r elements after data, columns are contiguous.
 typedef struct {
@@ -111,7 +114,7 @@ typedef struct {
 // out[c][i] = sum over s of weight[c*sources+s] * in[s][i] for i in
 // [first, first+count), by fused multiply-adds in float32 (float64 when wide)
 // in the order of s from 0, rounded once to the nearest even. Every instruction
-// set gives the same bytes.
+// set gives the same bytes; NaN is the one without sign and payload.
 typedef struct {
     void *const *out;
     const void *const *in;

@@ -12,11 +12,8 @@
 // Version log: at the end of docs/decisions/cuda-kernel.md.
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
-#include "hopper.cuh"
+#include "tiles.cuh"
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
-#endif
 #ifndef PINGPONG
 #define PINGPONG 1
 #endif
@@ -32,10 +29,6 @@
 #define LOWER_LIMIT 1
 #endif
 
-constexpr int kTile = 128;
-constexpr int kHalfBytes = kTile * 128;                      // one TMA box: 128 rows of 64 elements
-constexpr int kHalves = HEAD_DIM / 64;
-constexpr int kTileBytes = kHalves * kHalfBytes;
 constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kColumn = 0x3fffffffu;
@@ -169,17 +162,39 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
   }
 }
 
-__device__ __forceinline__ void copy_tile(u32 dst, const TensorMap* map, u32 bar, int row, int head, int batch) {
-#pragma unroll
-  for (int h = 0; h < kHalves; ++h) tma_load(dst + h * kHalfBytes, map, bar, h * 64, row, head, batch);
+// One thread copies the query tiles, up to one item ahead of the consumers.
+__device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh, u32 q_tile, const TensorMap* map_q,
+                                                const TensorMap* map_q2) {
+  u32 q_phase = 1, plan_phase = 0, plan_slot = 0;
+  while (true) {
+    barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
+    const Plan* p = &sh->plans[plan_slot];
+    const int count = p->count;
+    if (p->first) {
+      const int box_batch = a.sequences ? 0 : p->batch;
+      barrier_wait(BAR(q_empty), q_phase);
+      q_phase ^= 1;
+      sh->batch = p->batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
+      if (count > 0) {
+        barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
+        copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, box_batch);
+#ifdef BANDS
+        copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, box_batch);
+#endif
+      } else {
+        barrier_arrive(BAR(q_full));  // an empty row, or the end
+      }
+    }
+    barrier_arrive(BAR(plan_empty[plan_slot]));
+    if (count < 0) break;
+    if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
+  }
 }
 
-// One thread starts the copies: K of a tile, the query tile once per item, V one tile behind K (the order in which the
-// consumers free the slots).
-__device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring,
-                                        const TensorMap* map_q, const TensorMap* map_q2, const TensorMap* map_k,
+// One thread copies K tiles, and V tiles one behind: the order in which the consumers free the slots.
+__device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_ring, u32 v_ring, const TensorMap* map_k,
                                         const TensorMap* map_v) {
-  u32 q_phase = 1, plan_phase = 0, plan_slot = 0;
+  u32 plan_phase = 0, plan_slot = 0;
   Ring kr = {0, 1}, vr = {0, 1};
   int v_row = -1;
   while (true) {
@@ -187,7 +202,7 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_t
     const Plan* p = &sh->plans[plan_slot];
     const int count = p->count, batch = p->batch, kv_head = p->kv_head, k_row = p->k_row, last_part = p->last;
     const int box_batch = a.sequences ? 0 : batch;
-    bool query_due = p->first != 0;
+    if (count < 0) break;
     for (int e = 0; e < count; ++e) {
       const int c = p->columns[e], row = k_row + c * kTile;
       bool near = true, far = false;
@@ -205,17 +220,6 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
         copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box_batch);
         kr.next();
-        if (query_due) {
-          query_due = false;
-          barrier_wait(BAR(q_empty), q_phase);
-          q_phase ^= 1;
-          sh->batch = batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
-          barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
-          copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, box_batch);
-#ifdef BANDS
-          copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, box_batch);
-#endif
-        }
         if (v_row >= 0) {
           barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
           barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
@@ -232,33 +236,8 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 q_t
         }
       }
     }
-    if (count <= 0) {  // an empty row, or the end
-      barrier_wait(BAR(q_empty), q_phase);
-      q_phase ^= 1;
-      sh->batch = batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
-      barrier_arrive(BAR(q_full));
-      if (count < 0) break;
-    }
     barrier_arrive(BAR(plan_empty[plan_slot]));
     if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
-  }
-}
-
-// S = Q K^T of one warpgroup: 64 rows x 128 keys.
-__device__ __forceinline__ void product_qk(float (&s)[64], const u32 (&q)[kHalves * 4][4], u32 k) {
-  const u64 kd = descriptor(k, 16);
-#pragma unroll
-  for (int kk = 0; kk < HEAD_DIM / 16; ++kk)
-    wgmma_rs<0>(s, q[kk], advance(kd, (kk / 4) * kHalfBytes + (kk % 4) * 32), kk > 0);
-}
-
-// The query rows of this warp as operand fragments.
-__device__ __forceinline__ void load_query(u32 (&q)[kHalves * 4][4], u32 warp_rows) {
-  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8;
-#pragma unroll
-  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
-    const int chunk = 2 * (kk % 4) + (lane >> 4);
-    ldmatrix_x4(warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16), q[kk]);
   }
 }
 
@@ -271,22 +250,19 @@ __device__ __forceinline__ void product_pv(float (&o)[kOut], const u32 (&p)[8][4
 
 struct RowState { float m[2], l[2]; };
 
-// Limits of one thread's two rows, as absolute key positions.
-struct RowLimits { int hi[2]; int query[2]; };
-
-__device__ __forceinline__ void mask_scores(float (&s)[64], const AttendArgs& a, const RowLimits& lim, int k_len, u32 info) {
+__device__ __forceinline__ void mask_scores(float (&s)[64], const AttendArgs& a, int query, int k_len, u32 info) {  // query: position of the thread's first row
   const int base = (int)(info & kColumn) * kTile + 2 * (threadIdx.x & 3);
   int hi[2], lo[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    hi[r] = min(lim.query[r], k_len - 1);
+    hi[r] = min((query + 8 * r), k_len - 1);
     lo[r] = -0x40000000;
 #ifdef WINDOW
-    lo[r] = lim.query[r] - a.window + 1;
+    lo[r] = (query + 8 * r) - a.window + 1;
 #endif
 #ifdef BANDS
-    if (info & kFar) hi[r] = min(hi[r], lim.query[r] - a.band);
-    else lo[r] = max(lo[r], lim.query[r] - a.band + 1);
+    if (info & kFar) hi[r] = min(hi[r], (query + 8 * r) - a.band);
+    else lo[r] = max(lo[r], (query + 8 * r) - a.band + 1);
 #endif
     hi[r] -= base;
     lo[r] -= base;
@@ -434,6 +410,24 @@ __device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, co
   write_rows(a, o, inv, stage, item.seq, item.batch, item.head, row0);
 }
 
+// Soft cap and mask of one tile of scores.
+__device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a, const Item& item, u32 info, int row_in_tile) {
+#ifdef SOFTCAP
+  cap_scores(s, a);
+#endif
+  const int first_query = item.seq.q_offset + item.block * kTile;
+  if (needs_mask(a, first_query + (row_in_tile & 64), item.seq.k_len, info))
+    mask_scores(s, a, first_query + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len, info);
+}
+
+// ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum
+// stands between.
+__device__ __forceinline__ void hold_wait(const RowState& st) {
+#if WAIT_LATE
+  if (__any_sync(~0u, st.l[0] + st.l[1] < 0.0f)) asm volatile("nanosleep.u32 1;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& q_phase) {
   barrier_wait(BAR(q_full), q_phase);
   q_phase ^= 1;
@@ -481,7 +475,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
     if (item.rows == 0) {
-      if (lane == 0) barrier_arrive(BAR(q_empty));
+      RELEASE_QUERY();
       st = RowState{{NEG_INF, NEG_INF}, {0.0f, 0.0f}};
       finish(a, item, o, st, scale_log2, stage, row_in_tile);
       continue;
@@ -505,17 +499,10 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     pin(s);
     if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
     kr.next();
+    limit_scores(s, a, item, info, row_in_tile);
+    softmax<true>(s, st, rescale, scale_log2);
+    pack_scores(p, s);
     while (true) {
-      RowLimits lim;
-      lim.query[0] = item.seq.q_offset + item.block * kTile + row_in_tile + lane / 4;
-      lim.query[1] = lim.query[0] + 8;
-      const int first_query = item.seq.q_offset + item.block * kTile + group * 64, k_len = item.seq.k_len;
-#ifdef SOFTCAP
-      cap_scores(s, a);
-#endif
-      if (needs_mask(a, first_query, k_len, info)) mask_scores(s, a, lim, k_len, info);
-      softmax<true>(s, st, rescale, scale_log2);
-      pack_scores(p, s);
       while (!(info & kLast)) {
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
 #ifdef BANDS
@@ -543,16 +530,9 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         pin(s);
         if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
         kr.next();
-#ifdef SOFTCAP
-        cap_scores(s, a);
-#endif
-        if (needs_mask(a, first_query, k_len, info)) mask_scores(s, a, lim, k_len, info);
+        limit_scores(s, a, item, info, row_in_tile);
         const bool grew = softmax<false>(s, st, rescale, scale_log2);
-        pin(s);
-#if WAIT_LATE
-        // ptxas hoists the wait above the exponentials unless a branch on their sum stands between.
-        if (__any_sync(~0u, st.l[0] + st.l[1] < 0.0f)) asm volatile("nanosleep.u32 1;" ::: "memory");
-#endif
+        hold_wait(st);
         wgmma_wait<0>();
         pin(o);
         if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
@@ -585,14 +565,20 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
 #if PINGPONG
       named_arrive(2 - group, 256);
 #endif
-      wgmma_wait<0>();
+      wgmma_wait<1>();
       pin(s);
-      pin(o);
       if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
-      if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
       kr.next();
+      const RowState finished = st;
+      limit_scores(s, a, next, info, row_in_tile);
+      softmax<true>(s, st, rescale, scale_log2);
+      hold_wait(st);
+      wgmma_wait<0>();
+      pin(o);
+      if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
       vr.next();
-      finish(a, item, o, st, scale_log2, stage, row_in_tile);
+      pack_scores(p, s);
+      finish(a, item, o, finished, scale_log2, stage, row_in_tile);
       item = next;
 #pragma unroll
       for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
@@ -634,7 +620,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     }
     for (int i = 0; i < kPlans; ++i) {
       barrier_init(BAR(plan_full[i]), 1);
-      barrier_init(BAR(plan_empty[i]), 1);
+      barrier_init(BAR(plan_empty[i]), 2);
     }
     fence_barrier_init();
   }
@@ -642,7 +628,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x < 128) {
     registers_give<40>();
     if (threadIdx.x >= 32 && threadIdx.x < 64) plan_items(a, sh);
-    if (threadIdx.x == 0) produce(a, sh, q_tile, k_ring, v_ring, &map_q, &map_q2, &map_k, &map_v);
+    if (threadIdx.x == 0) produce(a, sh, k_ring, v_ring, &map_k, &map_v);
+    if (threadIdx.x == 64) produce_queries(a, sh, q_tile, &map_q, &map_q2);
   } else {
     registers_take<232>();
     consume(a, sh, q_tile, k_ring, v_ring, out_tile);

@@ -1,0 +1,218 @@
+// FlexPrefill's representative attention on sm_90a: the last 128 queries of each head against all keys, in two passes
+// over K. The first finds the maximum and the sum of every row, the second recomputes the scores and adds the
+// probabilities up by key and by distance; the last block of a head then decides its pattern (flexindex.cuh).
+// head_dim 64 or 128, 16-bit inputs, blocks of 128 tokens, n > 256. Scores and sums are float32.
+#include "tiles.cuh"
+#include "flexindex.cuh"
+
+constexpr int kRing = 2;
+constexpr int kPitch = 72;                          // floats in a row of a warp's slab: 16 rows x 64 columns, no conflicts
+constexpr int kSlab = 16 * kPitch;
+constexpr int kSlabBytes = 8 * kSlab * 4;           // also takes the query tile at the start
+constexpr int kDiagonals = 144;                     // 16 + 127 diagonals of a warp's 16 x 128 scores
+
+struct Scores {
+  alignas(8) u64 q_full, k_full[kRing];
+  float column[8][kTile];
+  float diagonal[8][kDiagonals];
+};
+
+// One block of 256 threads: two warpgroups of 64 probe rows, keys in tiles of 128, loads one tile ahead.
+struct Probe {
+  u32 ring, slab;
+  Scores* sh;
+  u32 q[kHalves * 4][4];
+  float s[64];
+
+  __device__ __forceinline__ void load(const TensorMap* map_k, int tile, int i, int head, int batch) {
+    const u32 slot = i % kRing;
+    barrier_expect(shared_address(&sh->k_full[slot]), kTileBytes);
+    copy_tile(ring + slot * kTileBytes, map_k, shared_address(&sh->k_full[slot]), tile * kTile, head, batch);
+  }
+  __device__ __forceinline__ void start(char* memory, const TensorMap* map_q, const TensorMap* map_k, const IndexArgs& a,
+                                        int head, int first) {
+    ring = (shared_address(memory) + 1023) & ~1023u;
+    slab = ring + kRing * kTileBytes;
+    sh = (Scores*)(memory + (slab + kSlabBytes - shared_address(memory)));
+    if (threadIdx.x == 0) {
+      barrier_init(shared_address(&sh->q_full), 1);
+      for (int i = 0; i < kRing; ++i) barrier_init(shared_address(&sh->k_full[i]), 1);
+      fence_barrier_init();
+    }
+    __syncthreads();
+    const int batch = head / a.q_heads, q_head = head % a.q_heads;
+    if (threadIdx.x == 0) {
+      barrier_expect(shared_address(&sh->q_full), kTileBytes);
+      copy_tile(slab, map_q, shared_address(&sh->q_full), a.n - kTile, q_head, batch);
+      load(map_k, first, 0, kv_head_of(a, q_head), batch);
+    }
+    barrier_wait(shared_address(&sh->q_full), 0);
+    load_query(q, slab + (threadIdx.x / 32) * 16 * 128);
+    __syncthreads();  // the slab is free again
+  }
+  // Scores of tile i of this block, raw; the slot is free after the next __syncthreads.
+  __device__ __forceinline__ void product(int i) {
+    const u32 slot = i % kRing;
+    barrier_wait(shared_address(&sh->k_full[slot]), (i / kRing) & 1);
+    pin(s);
+    wgmma_fence();
+    product_qk(s, q, ring + slot * kTileBytes);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+  }
+  // Causality, for the tiles that reach the probe rows. row: the thread's first row.
+  __device__ __forceinline__ void mask(const IndexArgs& a, int tile, int row) {
+    const int base = tile * kTile + 2 * (threadIdx.x & 3), query = a.n - kTile + row;
+    if (tile * kTile + kTile - 1 <= a.n - kTile) return;
+#pragma unroll
+    for (int i = 0; i < 64; ++i)
+      if (base + (i / 4) * 8 + (i & 1) > query + ((i >> 1) & 1) * 8) s[i] = NEG_INF;
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+    flexindex_rows(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
+                   const __grid_constant__ IndexArgs a) {
+  extern __shared__ char memory[];
+  const int split = blockIdx.x, head = blockIdx.y, first = split * a.tiles_per_split;
+  const int tiles = min(a.tiles_per_split, a.blocks - first);
+  const int batch = head / a.q_heads, kv_head = kv_head_of(a, head % a.q_heads);
+  const float scale = a.scale * 1.44269504f;
+  const int row = (threadIdx.x / 32) * 16 + (threadIdx.x & 31) / 4;
+  Probe p;
+  p.start(memory, &map_q, &map_k, a, head, first);
+  float m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
+  for (int i = 0; i < tiles; ++i) {
+    if (threadIdx.x == 0 && i + 1 < tiles) p.load(&map_k, first + i + 1, i + 1, kv_head, batch);
+    p.product(i);
+    p.mask(a, first + i, row);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = m[r];
+#pragma unroll
+      for (int j = 0; j < 16; ++j) top = fmaxf(fmaxf(top, p.s[4 * j + 2 * r]), p.s[4 * j + 2 * r + 1]);
+      const float ref = top == NEG_INF ? 0.0f : top * scale;
+      float sum[2] = {l[r] * exp2_approx(m[r] * scale - ref), 0.0f};
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        sum[0] += exp2_approx(__fmaf_rn(p.s[4 * j + 2 * r], scale, -ref));
+        sum[1] += exp2_approx(__fmaf_rn(p.s[4 * j + 2 * r + 1], scale, -ref));
+      }
+      m[r] = top;
+      l[r] = sum[0] + sum[1];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = m[r];
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    float sum = m[r] == NEG_INF ? 0.0f : l[r] * exp2_approx((m[r] - top) * scale);
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if ((threadIdx.x & 3) == 0) {
+      float* out = a.partial + (((long long)head * a.splits + split) * kTile + row + 8 * r) * 2;
+      out[0] = top * scale;
+      out[1] = sum;
+    }
+  }
+}
+
+// log2 of the whole row's sum, from the partial rows.
+__device__ __forceinline__ float row_lse(const IndexArgs& a, int head, int row) {
+  const float2* part = (const float2*)a.partial + (long long)head * a.splits * kTile + row;
+  float top = NEG_INF, sum = 0.0f;
+  for (int i = 0; i < a.splits; ++i) top = fmaxf(top, part[i * kTile].x);
+  for (int i = 0; i < a.splits; ++i) {
+    const float2 x = part[i * kTile];
+    if (x.y > 0.0f) sum += x.y * exp2f(x.x - top);
+  }
+  return top + log2f(sum);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+    flexindex_sums(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
+                   const __grid_constant__ IndexArgs a) {
+  extern __shared__ char memory[];
+  const int split = blockIdx.x, head = blockIdx.y, first = split * a.tiles_per_split;
+  const int tiles = min(a.tiles_per_split, a.blocks - first);
+  const int batch = head / a.q_heads, kv_head = kv_head_of(a, head % a.q_heads);
+  const float scale = a.scale * 1.44269504f;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = warp * 16 + lane / 4;
+  Probe p;
+  p.start(memory, &map_q, &map_k, a, head, first);
+  if (threadIdx.x < kTile) p.sh->column[0][threadIdx.x] = row_lse(a, head, threadIdx.x);
+  __syncthreads();
+  const float lse[2] = {p.sh->column[0][row], p.sh->column[0][row + 8]};
+  __syncthreads();
+  float* slab = (float*)(memory + (p.slab - shared_address(memory))) + warp * kSlab;
+  for (int i = 0; i < tiles; ++i) {
+    if (threadIdx.x == 0 && i + 1 < tiles) p.load(&map_k, first + i + 1, i + 1, kv_head, batch);
+    p.product(i);
+    p.mask(a, first + i, row);
+#pragma unroll
+    for (int j = 0; j < 64; ++j) p.s[j] = exp2_approx(__fmaf_rn(p.s[j], scale, -lse[(j >> 1) & 1]));
+    float carry = 0.0f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float* x = p.s + 32 * half + 4 * j;
+        *(float2*)(slab + (lane / 4) * kPitch + 8 * j + 2 * (lane & 3)) = make_float2(x[0], x[1]);
+        *(float2*)(slab + (lane / 4 + 8) * kPitch + 8 * j + 2 * (lane & 3)) = make_float2(x[2], x[3]);
+      }
+      __syncwarp();
+      float2 column = make_float2(0.0f, 0.0f);
+#pragma unroll
+      for (int r = 0; r < 16; ++r) {
+        const float2 x = *(const float2*)(slab + r * kPitch + 2 * lane);
+        column.x += x.x;
+        column.y += x.y;
+      }
+      *(float2*)(p.sh->column[warp] + 64 * half + 2 * lane) = column;
+      float diagonal[3] = {0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int t = 0; t < 3; ++t)
+#pragma unroll
+        for (int r = 0; r < 16; ++r) {
+          const int c = lane + 32 * t - 15 + r;
+          if ((u32)c < 64u) diagonal[t] += slab[r * kPitch + c];
+        }
+      // The last 15 diagonals of the left half are the first of the right half.
+      if (half == 0) {
+        carry = diagonal[2];
+        p.sh->diagonal[warp][lane] = diagonal[0];
+        p.sh->diagonal[warp][lane + 32] = diagonal[1];
+      } else {
+        p.sh->diagonal[warp][64 + lane] = diagonal[0] + carry;
+        p.sh->diagonal[warp][96 + lane] = diagonal[1];
+        if (lane < 15) p.sh->diagonal[warp][128 + lane] = diagonal[2];
+      }
+      __syncwarp();
+    }
+    __syncthreads();
+    const int tile = first + i;
+    if (threadIdx.x < kTile && tile * kTile + threadIdx.x < a.n) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int w = 0; w < 8; ++w) sum += p.sh->column[w][threadIdx.x];
+      a.vertical[(long long)head * a.n + tile * kTile + threadIdx.x] = sum * (1.0f / kTile);
+    }
+    const int difference = (int)threadIdx.x - 127;  // column minus row in the tile
+    const int distance = a.n - kTile - tile * kTile - difference;
+    if (threadIdx.x < 255 && distance >= 0 && distance < a.n) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int w = 0; w < 8; ++w) {
+        const int x = difference + 16 * w + 15;
+        if (x >= 0 && x < 143) sum += p.sh->diagonal[w][x];
+      }
+      // Two tiles meet at a distance: the order of two additions to zero does not matter.
+      atomicAdd(a.slash + (long long)head * a.n + distance, sum * (1.0f / kTile));
+    }
+    __syncthreads();
+  }
+  if (last_block(a.done + head, gridDim.x)) decide_head(a, head, (float*)p.sh->column);
+}
