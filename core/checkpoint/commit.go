@@ -86,7 +86,7 @@ func (w *Writer) stale() ([]string, error) {
 	}
 	listed := map[string]bool{}
 	if old, err := readIndex(filepath.Join(w.dir, indexName)); err == nil {
-		for _, shard := range old {
+		for _, shard := range old.weights {
 			listed[shard] = true
 		}
 	} // a broken old index names nothing; the usual names are found all the same
@@ -99,7 +99,8 @@ func (w *Writer) stale() ([]string, error) {
 		name := item.Name()
 		usual, _ := filepath.Match("model-*-of-*.safetensors", name)
 		entry := name == singleName || name == indexName
-		if (listed[name] || usual || entry || isSideFile(name)) && !slices.Contains(keep, name) {
+		ours := listed[name] || usual || entry || isSideFile(name)
+		if ours && !item.IsDir() && !slices.Contains(keep, name) {
 			stale = append(stale, name)
 		}
 	}

@@ -1,11 +1,11 @@
 package checkpoint
 
 import (
-	"fmt"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 )
 
@@ -26,63 +26,66 @@ type Folder struct {
 	byName map[string]*Tensor
 }
 
-// Open opens a checkpoint folder and checks every header and the index against
-// each other. The caller closes the folder.
+// Open opens a checkpoint folder and checks every header, and the index and the
+// shards against each other. The caller closes the folder.
 func Open(dir string) (*Folder, error) {
 	shards, index, err := shardsOf(dir)
 	if err != nil {
 		return nil, err
 	}
 	d := &Folder{Dir: dir, Sharded: index != nil, byName: map[string]*Tensor{}}
-	for _, name := range shards {
-		f, err := OpenFile(filepath.Join(dir, name))
-		if err == nil {
-			d.Files = append(d.Files, f)
-			err = d.add(f)
-		}
-		if err != nil {
-			d.Close()
-			return nil, err
-		}
-	}
-	if index != nil {
-		err = d.checkIndex(index)
-	}
-	if err == nil {
-		d.Unlisted, err = unlisted(dir, shards)
-	}
-	if err != nil {
-		d.Close()
-		return nil, err
+	if err := d.open(shards, index); err != nil {
+		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
+func (d *Folder) open(shards []string, index *index) error {
+	for _, name := range shards {
+		f, err := OpenFile(filepath.Join(d.Dir, name))
+		if err != nil {
+			return err
+		}
+		d.Files = append(d.Files, f)
+		if err := d.add(f); err != nil {
+			return err
+		}
+	}
+	if index != nil {
+		// A writer that replaces the checkpoint removes the index before it touches a
+		// shard, so while the index is the same the shards are those it names.
+		if err := index.unchanged(); err != nil {
+			return err
+		}
+		if err := d.checkIndex(index.weights); err != nil {
+			return err
+		}
+	}
+	var err error
+	d.Unlisted, err = unlisted(d.Dir, shards)
+	return err
+}
+
 // shardsOf names the files of the checkpoint; the index is nil for a single file.
-func shardsOf(dir string) ([]string, map[string]string, error) {
-	single, index := exists(filepath.Join(dir, singleName)), exists(filepath.Join(dir, indexName))
+func shardsOf(dir string) ([]string, *index, error) {
+	single, sharded := exists(filepath.Join(dir, singleName)), exists(filepath.Join(dir, indexName))
 	switch {
-	case !single && !index:
+	case !single && !sharded:
 		return nil, nil, notFound(dir)
-	case !index:
+	case !sharded:
 		return []string{singleName}, nil, nil
 	}
-	weights, err := readIndex(filepath.Join(dir, indexName))
+	index, err := readIndex(filepath.Join(dir, indexName))
 	if err != nil {
 		return nil, nil, err
 	}
-	var shards []string
-	for _, shard := range weights {
-		shards = append(shards, shard)
-	}
-	sort.Strings(shards)
-	shards = slices.Compact(shards)
+	shards := slices.Compact(slices.Sorted(maps.Values(index.weights)))
 	if single && !slices.Contains(shards, singleName) {
 		return nil, nil, &Error{Op: "read", File: dir, Err: ErrFormat,
 			Reason: "holds both " + singleName + " and an index that does not name it",
 			Hint:   "remove the one that is stale"}
 	}
-	return shards, weights, nil
+	return shards, index, nil
 }
 
 func notFound(dir string) error {
@@ -110,12 +113,7 @@ func (d *Folder) add(f *File) error {
 
 // checkIndex wants the index and the shards to say the same.
 func (d *Folder) checkIndex(weights map[string]string) error {
-	names := make([]string, 0, len(weights))
-	for name := range weights {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(weights)) {
 		path := filepath.Join(d.Dir, weights[name])
 		if t, ok := d.byName[name]; !ok || t.File.Path != path {
 			return &Error{Op: "read", File: path, Tensor: name, Err: ErrMissing,
@@ -167,11 +165,9 @@ func (d *Folder) Size() int64 {
 
 // Close closes every file.
 func (d *Folder) Close() error {
-	var first error
+	var errs []error
 	for _, f := range d.Files {
-		if err := f.Close(); err != nil && first == nil {
-			first = fmt.Errorf("close %s: %w", f.Path, err)
-		}
+		errs = append(errs, f.Close())
 	}
-	return first
+	return errors.Join(errs...)
 }

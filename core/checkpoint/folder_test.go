@@ -26,7 +26,7 @@ func twoShards(t *testing.T) string {
 	return dir
 }
 
-func index(weights string) string { return `{"metadata":{},"weight_map":{` + weights + `}}` }
+func weightMap(weights string) string { return `{"metadata":{},"weight_map":{` + weights + `}}` }
 
 func TestIndexAndShardsMustAgree(t *testing.T) {
 	const a, b, c = `"a":"` + firstShard + `"`, `"b":"` + firstShard + `"`, `"c":"` + secondShard + `"`
@@ -37,13 +37,13 @@ func TestIndexAndShardsMustAgree(t *testing.T) {
 		file   string
 		tensor string
 	}{
-		{"in the index only", index(a + "," + b + "," + c + `,"d":"` + secondShard + `"`), ErrMissing, secondShard, "d"},
-		{"in the file only", index(a + "," + c), ErrExtra, firstShard, "b"},
-		{"in the other file", index(a + `,"b":"` + secondShard + `",` + c), ErrMissing, secondShard, "b"},
-		{"a file that is not there", index(a + "," + b + `,"c":"absent.safetensors"`), os.ErrNotExist, "absent.safetensors", ""},
-		{"a file outside the folder", index(a + "," + b + `,"c":"../c.safetensors"`), ErrFormat, indexName, "c"},
-		{"a file of another kind", index(a + "," + b + `,"c":"c.bin"`), ErrFormat, indexName, "c"},
-		{"a name twice", index(a + "," + a), ErrFormat, indexName, "a"},
+		{"in the index only", weightMap(a + "," + b + "," + c + `,"d":"` + secondShard + `"`), ErrMissing, secondShard, "d"},
+		{"in the file only", weightMap(a + "," + c), ErrExtra, firstShard, "b"},
+		{"in the other file", weightMap(a + `,"b":"` + secondShard + `",` + c), ErrMissing, secondShard, "b"},
+		{"a file that is not there", weightMap(a + "," + b + `,"c":"absent.safetensors"`), os.ErrNotExist, "absent.safetensors", ""},
+		{"a file outside the folder", weightMap(a + "," + b + `,"c":"../c.safetensors"`), ErrFormat, indexName, "c"},
+		{"a file of another kind", weightMap(a + "," + b + `,"c":"c.bin"`), ErrFormat, indexName, "c"},
+		{"a name twice", weightMap(a + "," + a), ErrFormat, indexName, "a"},
 		{"no weights", `{"metadata":{}}`, ErrFormat, indexName, ""},
 		{"not JSON", `{`, ErrFormat, indexName, ""},
 		{"not an object", `[]`, ErrFormat, indexName, ""},
@@ -77,7 +77,7 @@ func TestFolderRefuses(t *testing.T) {
 	}{
 		{"a single file beside an index", map[string]string{singleName: "x"}, ErrFormat, []string{"both", "stale"}},
 		{"a truncated shard", map[string]string{secondShard: string(raw(`{"c":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}`, 3))}, ErrTruncated, []string{secondShard, `"c"`}},
-		{"a name in two shards", map[string]string{"more.safetensors": duplicate, indexName: index(`"a":"` + firstShard + `","b":"` + firstShard + `","c":"` + secondShard + `","d":"more.safetensors"`)},
+		{"a name in two shards", map[string]string{"more.safetensors": duplicate, indexName: weightMap(`"a":"` + firstShard + `","b":"` + firstShard + `","c":"` + secondShard + `","d":"more.safetensors"`)},
 			ErrFormat, []string{`"c"`, "also in"}},
 	}
 	for _, c := range cases {

@@ -9,14 +9,36 @@ import (
 	"unicode/utf8"
 )
 
-// readIndex returns tensor name -> shard's file name.
-func readIndex(path string) (map[string]string, error) {
+// index is model.safetensors.index.json as it was when it was read.
+type index struct {
+	path    string
+	info    os.FileInfo
+	weights map[string]string // tensor name -> shard's file name
+}
+
+func readIndex(path string) (*index, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, system("read", path, err)
+	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, system("read", path, err)
 	}
 	weights, err := parseIndex(text)
-	return weights, inFile(err, path)
+	if err != nil {
+		return nil, inFile(err, path)
+	}
+	return &index{path: path, info: info, weights: weights}, nil
+}
+
+// unchanged wants the file that was read to be there still.
+func (x *index) unchanged() error {
+	now, err := os.Stat(x.path)
+	if err == nil && os.SameFile(now, x.info) && now.ModTime().Equal(x.info.ModTime()) {
+		return nil
+	}
+	return &Error{Op: "read", File: x.path, Reason: "the checkpoint was replaced while it was being opened", Hint: "open it again", Err: ErrInProgress}
 }
 
 func parseIndex(text []byte) (map[string]string, error) {

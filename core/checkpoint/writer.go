@@ -13,7 +13,7 @@ import (
 type Options struct {
 	Dir       string
 	Recipe    string // hash of everything the tensors' values depend on
-	Overwrite bool   // the folder may hold files: a checkpoint is replaced, the rest stays
+	Overwrite bool   // the folder may hold files: its weights and side files go, the rest stays
 	Resume    bool   // continue a killed write of the same recipe, if there is one
 	SyncBytes int64  // record completed tensors after this many bytes; 0 means 1 GiB
 }
@@ -119,9 +119,11 @@ func (w *Writer) Completed(name string) bool {
 // Done says that all bytes of t are written, by whichever process. It waits for
 // the disk once per Options.SyncBytes.
 func (w *Writer) Done(t *Tensor) error {
-	// The disk begins to work now, so that there is less to wait for later. This is
-	// advice: whether the bytes have arrived is what sync asks.
-	_ = unix.SyncFileRange(t.File.FD(), t.Offset, t.Size, unix.SYNC_FILE_RANGE_WRITE)
+	if t.Size > 0 { // 0 would mean the rest of the file
+		// The disk begins to work now, so that there is less to wait for later. This is
+		// advice: whether the bytes have arrived is what sync asks.
+		_ = unix.SyncFileRange(t.File.FD(), t.Offset, t.Size, unix.SYNC_FILE_RANGE_WRITE)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending = append(w.pending, t)
@@ -182,6 +184,8 @@ func (w *Writer) Close() error {
 // Abort removes every trace of the write and closes the writer. Once Commit has begun
 // there is nothing to go back to: Abort then closes only, and says so.
 func (w *Writer) Abort() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.commit != nil {
 		begun := &Error{Op: "write", File: w.dir, Reason: "commit has begun", Hint: "resume it and commit", Err: ErrInProgress}
 		return errors.Join(begun, w.Close())

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -275,10 +276,17 @@ func TestOverwriteRemovesTheOldCheckpoint(t *testing.T) {
 				old := map[string]string{"config.json": "old", "chat_template.jinja": "old", "README.md": "old"}
 				write(t, mustSplit(t, smallModel, fromBytes), Options{Dir: dir}, 1, old)
 				put(t, dir, map[string]string{"notes": "kept", "adapter_model.safetensors": "kept"})
+				kept := filepath.Join(dir, "tokenizer") // a folder is nobody's side file
+				if err := os.Mkdir(kept, 0o755); err != nil {
+					t.Fatal(err)
+				}
 				side := map[string]string{"config.json": "new"}
 				plan := mustSplit(t, smallModel, toBytes)
 				write(t, plan, Options{Dir: dir, Overwrite: true}, 2, side)
 				write(t, plan, Options{Dir: fresh}, 2, side)
+				if err := os.Remove(kept); err != nil {
+					t.Error(err)
+				}
 				want := snapshot(t, fresh)
 				want["notes"], want["adapter_model.safetensors"], want["README.md"] = "kept", "kept", "old"
 				if got := snapshot(t, dir); !maps.Equal(got, want) {
@@ -286,6 +294,52 @@ func TestOverwriteRemovesTheOldCheckpoint(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A reader that opens while a writer replaces shards of the same names must get one
+// checkpoint whole, or an error.
+func TestReadersDuringOverwrite(t *testing.T) {
+	dir := t.TempDir()
+	plan := mustSplit(t, crashModel(), 50_000)
+	write(t, plan, Options{Dir: dir}, 0, nil)
+	stop, opened := make(chan struct{}), 0
+	var readers sync.WaitGroup
+	readers.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			f, err := Open(dir)
+			if err != nil {
+				continue
+			}
+			opened++
+			seeds := map[bool]bool{}
+			for _, file := range f.Files {
+				tensor := file.Tensors[0]
+				got := make([]byte, tensor.Size)
+				if err := tensor.read(got, 0); err != nil {
+					t.Error(err)
+				}
+				seeds[string(got) == string(content(tensor.Name, 0, tensor.Size))] = true
+			}
+			if len(seeds) != 1 {
+				t.Error("the opened checkpoint is a mixture of old and new shards")
+			}
+			f.Close()
+		}
+	})
+	for seed := range 20 {
+		write(t, plan, Options{Dir: dir, Overwrite: true}, uint64(seed%2), nil)
+	}
+	close(stop)
+	readers.Wait()
+	t.Logf("opened %d times", opened)
+	if opened == 0 {
+		t.Error("the reader never found a checkpoint")
 	}
 }
 
