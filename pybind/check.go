@@ -13,6 +13,8 @@ import (
 // cancellation.
 type bridgeCheck struct {
 	SleepMilliseconds int64           `json:"sleep_ms"`
+	Deaf              bool            `json:"deaf"`     // sleep on when cancelled
+	Progress          []int64         `json:"progress"` // done, total
 	Panic             string          `json:"panic"`
 	Error             core.ErrorKind  `json:"error"`
 	Message           string          `json:"message"`
@@ -27,10 +29,14 @@ func checkBridge(ctx context.Context, request string) (string, error) {
 	if err := json.Unmarshal([]byte(request), &check); err != nil {
 		return "", core.Invalid("", "request is no JSON object of bridge.check: %v", err)
 	}
-	select {
-	case <-ctx.Done():
-		return "", ctx.Err()
-	case <-time.After(time.Duration(check.SleepMilliseconds) * time.Millisecond):
+	if len(check.Progress) == 2 {
+		reportProgress(ctx, check.Progress[0], check.Progress[1])
+	}
+	if check.Deaf {
+		ctx = context.WithoutCancel(ctx)
+	}
+	if err := sleep(ctx, time.Duration(check.SleepMilliseconds)*time.Millisecond); err != nil {
+		return "", err
 	}
 	if check.Panic != "" {
 		panic(check.Panic)
@@ -43,4 +49,16 @@ func checkBridge(ctx context.Context, request string) (string, error) {
 		return "null", nil
 	}
 	return string(check.Echo), nil
+}
+
+func sleep(ctx context.Context, duration time.Duration) error {
+	if duration <= 0 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(duration):
+		return nil
+	}
 }

@@ -33,6 +33,29 @@ func Empty(dtype string, shape string, array int64, schema int64) (address int64
 	return int64(uintptr(t.Pointer())), nil
 }
 
+// memoryUse counts the segments that somebody holds, and those kept for reuse.
+type memoryUse struct {
+	Live        int   `json:"live"`
+	LiveBytes   int64 `json:"live_bytes"`
+	Pooled      int   `json:"pooled"`
+	PooledBytes int64 `json:"pooled_bytes"`
+}
+
+// MemoryUse says how much shared memory this process holds, as JSON.
+func MemoryUse() (use string, err error) {
+	defer guard(&err)
+	if err := refuseForked(); err != nil {
+		return "", err
+	}
+	pool, err := segments()
+	if err != nil {
+		return "", err
+	}
+	s := pool.Stats()
+	text, err := json.Marshal(memoryUse{s.Live, s.LiveBytes, s.Pooled, s.PooledBytes})
+	return string(text), err
+}
+
 // allocate makes a tensor that is the only holder of a segment.
 func allocate(dtype, shape string) (*tensor.Tensor, error) {
 	d, err := tensor.ParseDtype(dtype)

@@ -38,7 +38,7 @@ def build(work: Path) -> Path:
 
 def bind(folder: Path) -> None:
     """Run gopy. It looks for goimports on PATH, so both tools go into one folder first."""
-    with tempfile.TemporaryDirectory(prefix="trivium-tools-") as tools:
+    with tempfile.TemporaryDirectory(prefix="gopy-tools-") as tools:
         toolchain.run(["go", "build", "-o", f"{tools}/", *TOOLS], toolchain.environment())
         toolchain.run(
             [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 from . import toolchain
 
 PACKAGE = "./plugins/builtin"
 NAME = "builtin"
 FILE = "trivium-builtin"
-PROTOCOL = 1
+HANDSHAKE = toolchain.ROOT / "plugins" / "handshake.go"
 
 
 def build(work: Path) -> Path:
@@ -34,6 +37,24 @@ def install(binary: Path, folder: Path) -> None:
         "name": NAME,
         "file": FILE,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "protocol": PROTOCOL,
+        "protocol": protocol(),
+        "strategies": describe(binary),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def protocol() -> int:
+    """The version of the handshake, from the one place that says so."""
+    found = re.search(r"^\s*ProtocolVersion\s*=\s*(\d+)$", HANDSHAKE.read_text(), re.MULTILINE)
+    if found is None:
+        raise toolchain.BuildError(f"{HANDSHAKE.name} has no line `ProtocolVersion = <number>`")
+    return int(found[1])
+
+
+def describe(binary: Path) -> list[dict[str, Any]]:
+    """What the plugin serves: the host lists strategies without starting a process."""
+    done = subprocess.run([binary, "--describe"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise toolchain.BuildError(f"{binary.name} --describe failed:\n{done.stderr}")
+    strategies: list[dict[str, Any]] = json.loads(done.stdout)
+    return strategies

@@ -18,10 +18,12 @@ from trivium._errors import DeviceUnavailable, InvalidArgument
 
 Kind = Literal["numpy", "torch", "arrow"]
 
-# numpy's names are Go's. bfloat16 is there when ml_dtypes has registered it.
-NUMPY_DTYPES = frozenset(
-    "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool".split()
-)
+# numpy's names are Go's.
+NUMPY_NAMES = "float32 float16 float64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool".split()
+
+# By dtype, since a dtype is slow to say its name. bfloat16 joins when it is met:
+# ml_dtypes, which need not be there, gives it to numpy.
+_NUMPY_DTYPES: dict[np.dtype[Any], str] = {np.dtype(name): name for name in NUMPY_NAMES}
 
 # Go's names where torch spells them differently.
 TORCH_NAMES = {"float8_e4m3fn": "float8_e4m3"}
@@ -122,14 +124,11 @@ def _find(x: Any, name: str, writable: bool) -> Array | None:
 
 def _describe_numpy(x: npt.NDArray[Any], name: str, writable: bool) -> Array:
     dtype = x.dtype
-    if dtype.name not in NUMPY_DTYPES or not dtype.isnative:
-        raise InvalidArgument(
-            f"{name} has dtype {dtype}: want one of {', '.join(sorted(NUMPY_DTYPES))}, in the machine's byte order",
-            hint=f"{name}.astype(numpy.float32) converts it",
-        )
-    if writable and not x.flags.writeable:
+    spelled = _NUMPY_DTYPES.get(dtype) or _numpy_name(dtype, name)
+    flags = x.flags
+    if writable and not flags.writeable:
         raise InvalidArgument(f"{name} is read-only: results are written into it")
-    if not x.flags.aligned:
+    if not flags.aligned:
         raise InvalidArgument(f"{name} is not aligned to its elements", hint=f"{name}.copy() is")
     size = dtype.itemsize
     strides = []
@@ -140,7 +139,17 @@ def _describe_numpy(x: npt.NDArray[Any], name: str, writable: bool) -> Array:
                 hint=f"numpy.ascontiguousarray({name}) copies it",
             )
         strides.append(stride // size)
-    return Array(x.__array_interface__["data"][0], dtype.name, list(x.shape), strides, "numpy", x)
+    return Array(x.__array_interface__["data"][0], spelled, list(x.shape), strides, "numpy", x)
+
+
+def _numpy_name(dtype: np.dtype[Any], name: str) -> str:
+    if dtype.name != "bfloat16":
+        raise InvalidArgument(
+            f"{name} has dtype {dtype}: want {', '.join(NUMPY_NAMES)} or bfloat16, in the machine's byte order",
+            hint=f"{name}.astype(numpy.float32) converts it",
+        )
+    _NUMPY_DTYPES[dtype] = dtype.name
+    return dtype.name
 
 
 def _describe_torch(x: Any, name: str, writable: bool) -> Array:
@@ -248,7 +257,7 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike | Any = "float32", *,
         return _empty_arrow(extents, name)
     if like == "torch":
         return _empty_torch(extents, name)
-    if name not in NUMPY_DTYPES or name == "bfloat16":
+    if name not in NUMPY_NAMES:
         raise InvalidArgument(f"numpy has no dtype {name}", hint='pass like="torch"')
     return _empty_numpy(extents, name, np.dtype(name))
 
@@ -271,7 +280,7 @@ def _dtype_name(dtype: Any) -> str:
 
 def _empty_numpy(shape: list[int], name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     array = ArrowArray()
-    address = _bridge.call("Empty", name, json.dumps(shape), _address(array), 0)
+    address = _bridge.call("Empty", name, str(shape), _address(array), 0)
     if dtype.kind != "V":
         return np.asarray(Memory(array, address, tuple(shape), dtype.str))
     # Types that ml_dtypes registers have no name that other libraries understand.
@@ -286,7 +295,7 @@ def _empty_torch(shape: list[int], name: str) -> Any:
     dtype = getattr(torch, spelled, None)
     if not isinstance(dtype, torch.dtype):
         raise InvalidArgument(f"torch has no dtype {name}")
-    if name in NUMPY_DTYPES and name != "bfloat16":
+    if name in NUMPY_NAMES:
         return torch.from_numpy(_empty_numpy(shape, name, np.dtype(name)))
     # numpy lacks it: share signed integers of the same size, which torch always has.
     stand_in = np.dtype(f"int{8 * dtype.itemsize}")
@@ -297,7 +306,7 @@ def _empty_arrow(shape: list[int], name: str) -> Any:
     import pyarrow
 
     array, schema = ArrowArray(), ArrowSchema()
-    _bridge.call("Empty", name, json.dumps(shape), _address(array), _address(schema))
+    _bridge.call("Empty", name, str(shape), _address(array), _address(schema))
     return pyarrow.Array._import_from_c(_address(array), _address(schema))
 
 
