@@ -87,15 +87,17 @@ func Stats(engine int64) (stats string, err error) {
 	return marshal(e.host.Stats())
 }
 
-// pluginProcess is a live or dead plugin process.
+// pluginProcess is a plugin process, running or not.
 type pluginProcess struct {
 	Name     string `json:"name"`
+	Kind     string `json:"kind"`
 	PID      int    `json:"pid"`
 	State    string `json:"state"`
 	Restarts int    `json:"restarts"`
+	Reason   string `json:"reason"`
 }
 
-// Plugins lists the plugin processes that an engine has started.
+// Plugins lists the plugin processes of an engine.
 func Plugins(engine int64) (processes string, err error) {
 	defer guard(&err)
 	if err := refuseForked(); err != nil {
@@ -107,7 +109,7 @@ func Plugins(engine int64) (processes string, err error) {
 	}
 	list := []pluginProcess{}
 	for _, p := range e.host.Plugins() {
-		list = append(list, pluginProcess{p.Name, p.PID, string(p.State), p.Restarts})
+		list = append(list, pluginProcess{p.Name, string(p.Kind), p.PID, string(p.State), p.Restarts, p.Reason})
 	}
 	return marshal(list)
 }

@@ -24,11 +24,12 @@ var engines = newHandles[*engine]("engine")
 const closeLimit = 5 * time.Second
 
 type engineConfig struct {
-	Folders  []string `json:"folders"` // each has a manifest.json
-	LogLevel string   `json:"log_level"`
+	Manifests []string `json:"manifests"` // of plugins that must be usable
+	Dirs      []string `json:"dirs"`      // searched for manifests
+	LogLevel  string   `json:"log_level"`
 }
 
-// OpenEngine makes an engine over the plugins of some folders. No process starts.
+// OpenEngine makes an engine over some plugins. No process starts.
 func OpenEngine(config string) (id int64, err error) {
 	defer guard(&err)
 	if err := refuseForked(); err != nil {
@@ -45,19 +46,19 @@ func OpenEngine(config string) (id int64, err error) {
 	}
 	log.SetLevel(level)
 	log.SetOutput(os.Stderr)
-	e, err := openEngine(in.Folders, log)
+	e, err := openEngine(in, log)
 	if err != nil {
 		return 0, err
 	}
 	return engines.add(e), nil
 }
 
-func openEngine(folders []string, log *logrus.Logger) (*engine, error) {
-	pool, err := memoryPool()
+func openEngine(in engineConfig, log *logrus.Logger) (*engine, error) {
+	pool, err := segments()
 	if err != nil {
 		return nil, err
 	}
-	h, err := host.Open(context.Background(), host.Options{Folders: folders, Log: log, Pool: pool})
+	h, err := host.Open(context.Background(), host.Options{Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool})
 	if err != nil {
 		return nil, err
 	}

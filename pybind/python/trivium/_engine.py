@@ -20,12 +20,28 @@ BUILTIN_PLUGINS = Path(__file__).parent / "plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin process: ``state`` is idle, running, crashed or refused."""
+    """A plugin process.
+
+    Attributes
+    ----------
+    kind : str
+        The strategies it serves: attention, position or merge.
+    pid : int
+        0 unless it runs.
+    state : str
+        idle (starts with the first call), starting, running, crashed (the next call
+        starts it again), refused or closed.
+    restarts : int
+    reason : str
+        Why it was refused.
+    """
 
     name: str
+    kind: str
     pid: int
     state: str
     restarts: int
+    reason: str = ""
 
 
 class Engine:
@@ -37,7 +53,8 @@ class Engine:
     Parameters
     ----------
     plugins : sequence of paths, optional
-        Folders of further plugins, each with its ``manifest.json``.
+        Folders with the manifests (``*.json``) of further plugins. One that cannot be
+        used is logged, and listed by :meth:`plugins`.
     builtin : path, optional
         Folder of the built-in plugin; default: the one in this package.
     log_level : str
@@ -56,8 +73,12 @@ class Engine:
         builtin: str | PathLike[str] | None = None,
         log_level: str = "warning",
     ) -> None:
-        folders = [fspath(builtin or BUILTIN_PLUGINS), *map(fspath, plugins)]
-        self._handle = _bridge.call("OpenEngine", json.dumps({"folders": folders, "log_level": log_level}))
+        config = {
+            "manifests": [str(Path(builtin or BUILTIN_PLUGINS) / "manifest.json")],
+            "dirs": [fspath(p) for p in plugins],
+            "log_level": log_level,
+        }
+        self._handle = _bridge.call("OpenEngine", json.dumps(config))
         self._close = weakref.finalize(self, _close, self._handle)
 
     @property
@@ -72,8 +93,8 @@ class Engine:
         self._close()
 
     def plugins(self) -> list[Plugin]:
-        """List the plugin processes that were started."""
-        return [Plugin(**p) for p in json.loads(_bridge.call("Plugins", self.handle))]
+        """List the plugin processes that were started, and the plugins that were refused."""
+        return [Plugin(**p) for p in json.loads(_bridge.call("Plugins", self.handle)) if p["state"] != "idle"]
 
     def stats(self) -> dict[str, Any]:
         """Count calls, copied bytes and memory; see :func:`trivium.stats`."""

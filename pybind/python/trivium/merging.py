@@ -136,4 +136,6 @@ def merge(
         "threads": threads,
     }
     result = _bridge.run("merge", request, timeout, progress=progress)
+    if progress is not None:
+        progress(result["bytes_written"], result["bytes_written"])
     return MergeReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in result.items()})
