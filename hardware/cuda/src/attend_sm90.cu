@@ -15,7 +15,7 @@
 #include "tiles.cuh"
 
 #ifndef PINGPONG
-#define PINGPONG 1
+#define PINGPONG 0
 #endif
 #ifndef WAIT_LATE
 #define WAIT_LATE 1
