@@ -3,6 +3,7 @@ package flexprefill
 import (
 	"math"
 
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
 
@@ -17,7 +18,7 @@ func (h head) distance() float64 {
 	for j := range estimate {
 		estimate[j] = math.Inf(-1)
 		if j >= low {
-			estimate[j] = h.scale * dot(mean, h.keys.Data[j*h.keys.Dim:])
+			estimate[j] = h.scale * kernel.Dot(mean, h.keys.Data[j*h.keys.Dim:])
 		}
 	}
 	softmax(estimate)
@@ -85,21 +86,4 @@ func softmax(x []float64) {
 	for i := range x {
 		x[i] /= sum
 	}
-}
-
-// dot multiplies a with the first len(a) of b, in four independent sums.
-func dot(a, b []float32) float64 {
-	b = b[:len(a)]
-	var s0, s1, s2, s3 float32
-	i := 0
-	for ; i+4 <= len(a); i += 4 {
-		s0 += a[i] * b[i]
-		s1 += a[i+1] * b[i+1]
-		s2 += a[i+2] * b[i+2]
-		s3 += a[i+3] * b[i+3]
-	}
-	for ; i < len(a); i++ {
-		s0 += a[i] * b[i]
-	}
-	return float64(s0+s1) + float64(s2+s3)
 }

@@ -1,6 +1,10 @@
 package flexprefill
 
-import "math"
+import (
+	"math"
+
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+)
 
 // keepQueryAware keeps the tiles with the largest probability, rows softmaxed
 // over block means, until the sum over the whole head reaches gamma of it. The
@@ -14,7 +18,7 @@ func (h head) keepQueryAware() {
 		for j := range row64 {
 			row64[j] = math.Inf(-1)
 			if j >= low && j < high {
-				row64[j] = h.scale * dot(query, h.keys.Data[j*h.keys.Dim:])
+				row64[j] = h.scale * kernel.Dot(query, h.keys.Data[j*h.keys.Dim:])
 			}
 		}
 		softmax(row64)

@@ -102,7 +102,11 @@ func (c *Call) choose(ctx context.Context, choose Selector) (*core.Selection, er
 	case c.decodes() && c.Request.Mask == nil: // a mask of the caller's is obeyed
 		return c.Dense("dense_decode", "one query per sequence: decoding is dense"), nil
 	}
-	return choose(ctx, c)
+	selection, err := choose(ctx, c)
+	if err != nil || selection.Mask == nil || !c.enforces() {
+		return selection, err
+	}
+	return c.enforce(ctx, selection)
 }
 
 func (c *Call) decodes() bool {

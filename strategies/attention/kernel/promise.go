@@ -1,0 +1,220 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/promise"
+)
+
+// From longLength keys on, a few random rows score and others check; below,
+// every block has scoring rows that check each other.
+const (
+	longLength  = 16 << 10
+	rowsABlock  = 4
+	longStride  = 4 // query blocks from one scoring row to the next
+	manyLength  = 32 << 10
+	fewChecks   = 256
+	manyChecks  = 512
+	fewChecksZ  = 3.5
+	manyChecksZ = 3
+)
+
+// Promise keeps, of each head, the tiles that force keeps and the fewest others
+// for which the lower confidence bound of coverage is at least the parameter
+// gamma.
+func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) (*core.Selection, error) {
+	grid := c.Request.BlockExtents(blockSize)
+	samples := c.sample(grid, blockSize)
+	sets := make([]hardware.RowSet, len(samples))
+	for slot, s := range samples {
+		sets[slot] = hardware.RowSet{Sequence: slot / c.Heads, Head: slot % c.Heads, Rows: s.rows}
+	}
+	masses, err := c.rowMass(ctx, sets, blockSize)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := c.Session.Pool(ctx, false, blockSize)
+	if err != nil {
+		return nil, err
+	}
+	queries, err := c.Session.Pool(ctx, true, blockSize)
+	if err != nil {
+		return nil, err
+	}
+	return c.Choose(ctx, blockSize, func(h *Head) error {
+		slot := c.Slot(h.Sequence, h.Head)
+		force(h)
+		forced := h.Count()
+		rule := samples[slot].head(h, masses[slot])
+		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
+		rule.Similarity = c.similarity(h.Tiles, queries[slot], keys[c.KeySlot(h.Sequence, h.Head)])
+		h.keep(rule.Find(), forced)
+		return nil
+	})
+}
+
+// rowMass asks for the sets that have rows; the others get an empty result.
+func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize int) ([]hardware.RowMass, error) {
+	var asked []hardware.RowSet
+	var at []int
+	for i, set := range sets {
+		if len(set.Rows) > 0 {
+			asked, at = append(asked, set), append(at, i)
+		}
+	}
+	all := make([]hardware.RowMass, len(sets))
+	if len(asked) == 0 {
+		return all, nil
+	}
+	masses, err := c.Session.RowMass(ctx, asked, blockSize)
+	for i, m := range masses {
+		all[at[i]] = m
+	}
+	return all, err
+}
+
+// keep adds the tiles of a result and reports them. kept are there already.
+func (h *Head) keep(r *promise.Result, kept int64) {
+	visible := int64(0)
+	for row := range h.QueryBlocks {
+		low, high := h.Visible(row)
+		visible += int64(high - low)
+		for j := low; j < high; j++ {
+			if r.Keep(row, j) {
+				h.Keep(row, j)
+			}
+		}
+	}
+	h.Report.Coverage, h.Report.CoverageLower, h.Report.ProbeRows = &r.Mean, &r.Lower, r.Probes
+	h.Report.BlocksAdded = h.Count() - kept
+	if h.Count() == visible {
+		h.Report.Pattern, h.reason = "dense", "no sparser choice holds the promised coverage"
+	}
+}
+
+// sample is the rows of one head that are probed: the first of them score.
+type sample struct {
+	rows    []int32
+	blocks  []int // query block of each, counted from the sequence's first
+	scoring int
+	z       float64
+}
+
+// sample draws the rows of every head. Those of a block depend on the seed, the
+// kv head and the block's position, so that a chunk draws what the whole prompt
+// does; query heads of a group share them.
+func (c *Call) sample(grid []core.BlockExtent, blockSize int) []sample {
+	samples := make([]sample, len(grid)*c.Heads)
+	for slot := range samples {
+		s, head := slot/c.Heads, slot%c.Heads
+		sequence := &c.Problem.Sequences[s]
+		rows, keys := sequence.Query[head].Rows, sequence.Key[0].Rows
+		if rows < 2 || keys == 0 {
+			continue
+		}
+		draw := drawing{seed: uint64(c.Request.Seed), stream: uint64(head * len(sequence.Key) / c.Heads), offset: sequence.Offset, rows: rows, block: blockSize}
+		if keys < longLength {
+			samples[slot] = draw.everyBlock()
+		} else {
+			samples[slot] = draw.sparse(keys)
+		}
+	}
+	return samples
+}
+
+// drawing is the rows of one sequence and what their choice depends on.
+type drawing struct {
+	seed, stream        uint64
+	offset, rows, block int
+}
+
+// rowsOf is the rows [low, high) of a query block.
+func (d drawing) rowsOf(block int) (low, high int) {
+	first := (d.offset/d.block + block) * d.block
+	return max(0, first-d.offset), min(d.rows, first+d.block-d.offset)
+}
+
+func (d drawing) blocks() int { return (d.offset+d.rows-1)/d.block - d.offset/d.block + 1 }
+
+// pick draws count distinct rows of a block, rising.
+func (d drawing) pick(block, count int) []int32 {
+	low, high := d.rowsOf(block)
+	random := rand.New(rand.NewPCG(d.seed, d.stream<<32|uint64(d.offset/d.block+block)))
+	first := (d.offset/d.block+block)*d.block - d.offset // of the whole block, which may begin before the chunk
+	var rows []int32
+	for _, r := range random.Perm(d.block) {
+		if row := first + r; row >= low && row < high && len(rows) < count {
+			rows = append(rows, int32(row))
+		}
+	}
+	slices.Sort(rows)
+	return rows
+}
+
+// everyBlock draws rows of every block; they check each other.
+func (d drawing) everyBlock() sample {
+	s := sample{z: 3}
+	for b := range d.blocks() {
+		for _, row := range d.pick(b, rowsABlock) {
+			s.rows, s.blocks = append(s.rows, row), append(s.blocks, b)
+		}
+	}
+	s.scoring = len(s.rows)
+	return s
+}
+
+// sparse draws a scoring row of every few blocks, and other rows that check.
+func (d drawing) sparse(keys int) sample {
+	s := sample{z: fewChecksZ}
+	checks := fewChecks
+	if keys >= manyLength {
+		checks, s.z = manyChecks, manyChecksZ
+	}
+	for b := range d.blocks() {
+		if (d.offset/d.block+b)%longStride == 0 {
+			for _, row := range d.pick(b, 1) {
+				s.rows, s.blocks = append(s.rows, row), append(s.blocks, b)
+			}
+		}
+	}
+	s.scoring = len(s.rows)
+	scored := s.rows[:s.scoring:s.scoring]
+	for _, row := range StratifiedRows(int64(d.seed)+1, int(d.stream), d.rows, checks) {
+		if _, used := slices.BinarySearch(scored, row); !used {
+			s.rows, s.blocks = append(s.rows, row), append(s.blocks, (d.offset+int(row))/d.block-d.offset/d.block)
+		}
+	}
+	return s
+}
+
+// head makes the rule's input of the probed mass.
+func (s sample) head(h *Head, mass hardware.RowMass) *promise.Head {
+	probes := make([]promise.Probe, len(s.rows))
+	for i := range probes {
+		probes[i] = promise.Probe{Row: s.blocks[i], Mass: mass.Mass[i*h.KeyBlocks : (i+1)*h.KeyBlocks]}
+	}
+	rule := &promise.Head{Tiles: h.Tiles, QueryBlocks: h.QueryBlocks, KeyBlocks: h.KeyBlocks, Z: s.z, Score: probes[:s.scoring]}
+	if s.scoring < len(probes) {
+		rule.Check = probes[s.scoring:]
+	}
+	slices.SortStableFunc(rule.Score, func(a, b promise.Probe) int { return cmp.Compare(a.Row, b.Row) })
+	return rule
+}
+
+// similarity is the scaled product of mean queries and mean keys, where visible.
+func (c *Call) similarity(t *Tiles, queries, keys hardware.Pooled) [][]float32 {
+	all := make([][]float32, queries.Blocks)
+	for i := range all {
+		all[i] = make([]float32, keys.Blocks)
+		low, high := t.Visible(i)
+		for j := low; j < high; j++ {
+			all[i][j] = float32(c.Request.Scale * Dot(queries.Data[i*queries.Dim:(i+1)*queries.Dim], keys.Data[j*keys.Dim:]))
+		}
+	}
+	return all
+}

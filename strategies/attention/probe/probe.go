@@ -1,0 +1,49 @@
+// Package probe keeps a promise: in each head, the kept softmax mass, averaged
+// over rows, is at least gamma. Exact mass of a few random query rows ranks the
+// tiles, and rows that had no part in a rank decide where to stop. This
+// strategy is Trivium's own; kernel.Promise has the rule.
+package probe
+
+import (
+	"context"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+)
+
+// denseBelow is the length at which too few rows are left to be sure of
+// anything.
+const denseBelow = 1024
+
+// New makes the strategy on a kernel.
+func New(k *kernel.Kernel) core.AttentionStrategy {
+	return k.Strategy(core.Info{
+		Name:    "probe",
+		Summary: "the fewest tiles whose coverage is at least gamma by a lower confidence bound",
+		Parameters: []core.Parameter{
+			{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "attention mass each head keeps, as a mean over rows"},
+			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+		},
+		Notes: []string{
+			"Below 16384 keys: four random rows of each query block, each checked against the ranks that the others made; bound of 3 standard errors.",
+			"From 16384 keys: a random row of every fourth block ranks, 256 others check with 3.5 standard errors, 512 with 3 from 32768 keys on; block means alone rank where that keeps less.",
+			"Prompts of at most 1024 tokens are dense.",
+			"Chunks: each chunk keeps the promise for its own rows, and so for the prompt; its tiles need not be those of a one-shot call.",
+		},
+	}, selectBlocks)
+}
+
+func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
+	size, err := call.BlockSize()
+	if err != nil {
+		return nil, err
+	}
+	if call.Longest() <= denseBelow {
+		return call.Dense("dense", "prompts of at most 1024 tokens gain nothing"), nil
+	}
+	return call.Promise(ctx, size, func(h *kernel.Head) {
+		h.Report.Pattern = "probe"
+		h.KeepColumn(0)
+		h.KeepSlash(0)
+	})
+}
