@@ -83,17 +83,21 @@ func decodeExtent(m *pb.BlockExtent) (core.BlockExtent, error) {
 func maskMemory(memory []byte, rows, columns int64) ([]int64, []int32) {
 	base := unsafe.Pointer(unsafe.SliceData(memory))
 	rowPtr := unsafe.Slice((*int64)(base), rows+1)
+	if columns == 0 { // their place may be the end of the memory, where nothing may point
+		return rowPtr, nil
+	}
 	return rowPtr, unsafe.Slice((*int32)(unsafe.Add(base, (rows+1)*rowPtrSize)), columns)
 }
 
 // CheckMask checks that a mask lies on the block grid of a valid request and
 // holds what kernels rely on.
 func CheckMask(mask *core.BlockMask, req *core.AttentionRequest) error {
+	// Heads and sequences come first: the validation walks them.
+	if heads, sequences := req.Query.Dim(1), len(req.Extents()); mask.Heads != heads || len(mask.Sequences) != sequences {
+		return core.Invalid("", "block mask of %d sequences, %d heads: want %d, %d", len(mask.Sequences), mask.Heads, sequences, heads)
+	}
 	if err := mask.Validate(req.Causal); err != nil {
 		return err
-	}
-	if mask.Heads != req.Query.Dim(1) {
-		return core.Invalid("", "block mask of %d heads: want %d, the query heads", mask.Heads, req.Query.Dim(1))
 	}
 	if grid := req.BlockExtents(mask.BlockSize); !slices.Equal(mask.Sequences, grid) {
 		return core.Invalid("", "block mask over the grid %v: want %v", mask.Sequences, grid)
