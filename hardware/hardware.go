@@ -42,7 +42,7 @@ type Sequence struct {
 	Query  []Matrix // a matrix for each query head
 	Key    []Matrix // for each kv head
 	Value  []Matrix
-	Output []Matrix    // for each query head; written by Attend
+	Output []Matrix    // for each query head; written by Attend; nil: the session only scores
 	LSE    [][]float32 // for each query head, a value per query row, sinks included; written by Attend; nil: not wanted
 	Offset int         // position of query row 0
 }

@@ -49,6 +49,11 @@ type plan struct {
 }
 
 func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
+	for i := range s.request.Sequences {
+		if s.request.Sequences[i].Output == nil {
+			return fmt.Errorf("cpu: sequence %d has no output to write", i)
+		}
+	}
 	p, err := s.plan(masks)
 	if err != nil {
 		return err

@@ -230,7 +230,8 @@ func check(p *hardware.Problem) error {
 }
 
 func checkSequence(q *hardware.Sequence, heads, kvHeads, dim, valueDim int) error {
-	if len(q.Query) != heads || len(q.Output) != heads || len(q.Key) != kvHeads || len(q.Value) != kvHeads {
+	// Without an output a session only scores.
+	if len(q.Query) != heads || (q.Output != nil && len(q.Output) != heads) || len(q.Key) != kvHeads || len(q.Value) != kvHeads {
 		return fmt.Errorf("%d query, %d output, %d key, %d value heads: want %d, %d, %d, %d",
 			len(q.Query), len(q.Output), len(q.Key), len(q.Value), heads, heads, kvHeads, kvHeads)
 	}
@@ -239,15 +240,11 @@ func checkSequence(q *hardware.Sequence, heads, kvHeads, dim, valueDim int) erro
 	}
 	rows, keys := q.Query[0].Rows, q.Key[0].Rows
 	for h := range heads {
-		o := q.Output[h]
 		if err := checkMatrix(q.Query[h], rows, dim); err != nil {
 			return fmt.Errorf("query head %d: %w", h, err)
 		}
-		if err := checkMatrix(o, rows, valueDim); err != nil {
-			return fmt.Errorf("output head %d: %w", h, err)
-		}
-		if o.Dtype != q.Query[h].Dtype {
-			return fmt.Errorf("output head %d has dtype %d: want %d as the query", h, o.Dtype, q.Query[h].Dtype)
+		if err := checkOutput(q, h, rows, valueDim); err != nil {
+			return err
 		}
 		if q.LSE != nil && q.LSE[h] != nil && len(q.LSE[h]) != rows {
 			return fmt.Errorf("lse of head %d has %d values: want %d", h, len(q.LSE[h]), rows)
@@ -260,6 +257,19 @@ func checkSequence(q *hardware.Sequence, heads, kvHeads, dim, valueDim int) erro
 		if err := checkMatrix(q.Value[h], keys, valueDim); err != nil {
 			return fmt.Errorf("value head %d: %w", h, err)
 		}
+	}
+	return nil
+}
+
+func checkOutput(q *hardware.Sequence, h, rows, valueDim int) error {
+	if q.Output == nil {
+		return nil
+	}
+	if err := checkMatrix(q.Output[h], rows, valueDim); err != nil {
+		return fmt.Errorf("output head %d: %w", h, err)
+	}
+	if q.Output[h].Dtype != q.Query[h].Dtype {
+		return fmt.Errorf("output head %d has dtype %d: want %d as the query", h, q.Output[h].Dtype, q.Query[h].Dtype)
 	}
 	return nil
 }
