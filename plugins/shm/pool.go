@@ -19,9 +19,12 @@ type Options struct {
 
 // Stats is a snapshot of a Pool.
 type Stats struct {
-	LiveBytes, PooledBytes int64
-	Live, Pooled           int
-	Created, Reused        uint64
+	LiveBytes   int64  `json:"live_bytes"`
+	PooledBytes int64  `json:"pooled_bytes"`
+	Live        int    `json:"live"`
+	Pooled      int    `json:"pooled"`
+	Created     uint64 `json:"created"`
+	Reused      uint64 `json:"reused"`
 }
 
 // Pool creates segments and keeps returned ones, because the first touch of

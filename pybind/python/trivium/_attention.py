@@ -12,6 +12,7 @@ import numpy.typing as npt
 from trivium import _bridge, _tensor
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
+from trivium._params import plain
 from trivium.masks import BlockMask
 from trivium.positions import Position, PositionPlan, position as position_strategy
 from trivium.report import Report
@@ -268,26 +269,26 @@ def _request(
     seed: int,
     layer: int | None,
     params: dict[str, Any],
-) -> dict[str, Any]:
+) -> _tensor.Request:
     if isinstance(strategy, Attention):
         strategy, params = strategy.strategy, {**strategy.params, **params}
     if block_size is not None and mask is None:
         params = {**params, "block_size": block_size}
     query, key, value = (_axes(t, layout) for t in inputs)
     batch = query["shape"][0]
-    request: dict[str, Any] = {
-        "engine": engine.handle,
-        "strategy": strategy,
-        "query": query,
-        "key": key,
-        "value": value,
-        "causal": causal,
-        "params": params,
-        "layer": -1 if layer is None else layer,
-        "threads": threads,
-        "seed": seed,
-        "probe_rows": probe_rows,
-    }
+    request = _tensor.Request(
+        engine=engine.handle,
+        strategy=strategy,
+        query=query,
+        key=key,
+        value=value,
+        causal=causal,
+        params=plain(params),
+        layer=-1 if layer is None else layer,
+        threads=threads,
+        seed=seed,
+        probe_rows=probe_rows,
+    )
     # Most calls have none of these; what is not sent is not parsed.
     if np.ndim(q_offset) or q_offset:
         request["q_offset"] = _per_row(q_offset, batch)
@@ -307,7 +308,9 @@ def _request(
         request["mask"] = _mask(mask, block_size)
     if position is not None:
         length = max(key["shape"][2], query["shape"][2])
-        request["plan"] = _plan(position, query["shape"][3], length, inv_freq, rope_theta, engine)._handle
+        plan = _plan(position, query["shape"][3], length, inv_freq, rope_theta, engine)
+        request["plan"] = plan._handle
+        request.owner = plan  # whose handle is good for as long as it lives
     return request
 
 

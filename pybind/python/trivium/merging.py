@@ -10,6 +10,7 @@ from typing import Any
 from trivium import _bridge
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
+from trivium._params import plain
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def merge(
         "out": fspath(out),
         "weights": None if weights is None else [float(w) for w in weights],
         "steps": None if steps is None else [float(s) for s in steps],
-        "params": params,
+        "params": plain(params),
         "dtype": dtype or "",
         "float64": float64,
         "allow_non_finite": allow_non_finite,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trivium import _bridge
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
+from trivium._params import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,7 @@ class Position:
                 "inv_freq": frequencies(head_dim, inv_freq, rope_theta),
                 "train_length": int(train_length or 0),
                 "interleaved": interleaved,
-                "params": self.params,
+                "params": plain(self.params),
             },
         )
         return _plan_from_result(result)
