@@ -19,9 +19,13 @@ const (
 )
 
 // maskInput puts the caller's mask into shared memory; nil stays nil.
-func (c *call) maskInput(ctx context.Context, mask *core.BlockMask) (*pb.BlockMask, error) {
+func (c *call) maskInput(ctx context.Context, req *core.AttentionRequest) (*pb.BlockMask, error) {
+	mask := req.Mask
 	if mask == nil {
 		return nil, nil
+	}
+	if err := wire.CheckCallersMask(mask, req); err != nil {
+		return nil, err
 	}
 	size := wire.MaskSize(int64(len(mask.RowPtr))-1, int64(len(mask.Columns)))
 	segment, err := c.segment(ctx, size)

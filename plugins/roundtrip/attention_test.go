@@ -130,14 +130,41 @@ func TestSelect(t *testing.T) {
 
 func TestSelectGivenMask(t *testing.T) {
 	h, engine := start(t, host.Options{})
-	req := request(t, h, nil)
-	req.Mask = core.DenseMask(32, 4, req.BlockExtents(32), true)
-	selection, err := engine.Select(t.Context(), "selector", req)
-	if err != nil {
-		t.Fatal(err)
+	for _, heads := range []int{4, 1} { // one for each query head, or one for all
+		req := request(t, h, nil)
+		req.Mask = core.DenseMask(32, heads, req.BlockExtents(32), true)
+		selection, err := engine.Select(t.Context(), "selector", req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := core.DenseMask(32, 4, req.BlockExtents(32), true); !selection.Mask.Equal(want) {
+			t.Errorf("%d heads: got %+v, want %+v", heads, selection.Mask, want)
+		}
 	}
-	if !selection.Mask.Equal(req.Mask) {
-		t.Errorf("got %+v, want %+v", selection.Mask, req.Mask)
+}
+
+// TestBadGivenMask checks that a mask that does not fit the request is refused
+// before it reaches the plugin.
+func TestBadGivenMask(t *testing.T) {
+	h, engine := start(t, host.Options{})
+	for _, test := range []struct {
+		name  string
+		spoil func(*core.BlockMask)
+	}{
+		{"no rows", func(m *core.BlockMask) { m.RowPtr = nil }},
+		{"a row too few", func(m *core.BlockMask) { m.RowPtr = m.RowPtr[:len(m.RowPtr)-1] }},
+		{"other heads", func(m *core.BlockMask) { m.Heads = 2 }},
+		{"another grid", func(m *core.BlockMask) { m.Sequences[0].KeyBlocks = 9 }},
+		{"no block size", func(m *core.BlockMask) { m.BlockSize = 0 }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			req := request(t, h, nil)
+			req.Mask = core.DenseMask(32, 4, req.BlockExtents(32), true)
+			test.spoil(req.Mask)
+			if _, err := engine.Select(t.Context(), "selector", req); kindOf(err) != core.ErrInvalidArgument {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 

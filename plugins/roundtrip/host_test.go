@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 }
 
 // manifest describes this test binary, a link to which is put in dir.
-func manifest(t *testing.T, dir string) host.Manifest {
+func manifest(t testing.TB, dir string) host.Manifest {
 	t.Helper()
 	binary, err := os.Executable()
 	if err != nil {
@@ -40,7 +40,7 @@ func manifest(t *testing.T, dir string) host.Manifest {
 	return host.Manifest{Name: "tested", File: "plugin", SHA256: sum, Protocol: plugins.ProtocolVersion, Strategies: served().Describe()}
 }
 
-func write(t *testing.T, dir string, m host.Manifest) string {
+func write(t testing.TB, dir string, m host.Manifest) string {
 	t.Helper()
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -55,7 +55,7 @@ func write(t *testing.T, dir string, m host.Manifest) string {
 
 // start opens a host of the test plugin. When the test ends, no memory is live
 // and no process is left.
-func start(t *testing.T, o host.Options) (*host.Host, *core.Engine) {
+func start(t testing.TB, o host.Options) (*host.Host, *core.Engine) {
 	t.Helper()
 	dir := t.TempDir()
 	if o.Manifests == nil {
@@ -92,7 +92,7 @@ func start(t *testing.T, o host.Options) (*host.Host, *core.Engine) {
 	return h, core.NewEngine(registry, o.Log)
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Logf("%s", b)

@@ -62,7 +62,7 @@ func transposed(t *testing.T, batch, heads, length, dim, room int64) *tensor.Ten
 }
 
 // shared is a tensor in a segment of the pool.
-func shared(t *testing.T, pool *shm.Pool, shape ...int64) *tensor.Tensor {
+func shared(t testing.TB, pool *shm.Pool, shape ...int64) *tensor.Tensor {
 	t.Helper()
 	size, err := tensor.Span(tensor.Float32, shape, tensor.RowMajor(shape))
 	if err != nil {

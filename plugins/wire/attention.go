@@ -91,5 +91,5 @@ func decodeCallersMask(m *pb.AttentionRequest, req *core.AttentionRequest, memor
 	if req.Mask, err = DecodeMask(m.GetMask(), bytes); err != nil {
 		return err
 	}
-	return CheckMask(req.Mask, req)
+	return CheckCallersMask(req.Mask, req)
 }

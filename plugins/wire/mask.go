@@ -92,9 +92,24 @@ func maskMemory(memory []byte, rows, columns int64) ([]int64, []int32) {
 // CheckMask checks that a mask lies on the block grid of a valid request and
 // holds what kernels rely on.
 func CheckMask(mask *core.BlockMask, req *core.AttentionRequest) error {
-	// Heads and sequences come first: the validation walks them.
-	if heads, sequences := req.Query.Dim(1), len(req.Extents()); mask.Heads != heads || len(mask.Sequences) != sequences {
-		return core.Invalid("", "block mask of %d sequences, %d heads: want %d, %d", len(mask.Sequences), mask.Heads, sequences, heads)
+	if heads := req.Query.Dim(1); mask.Heads != heads {
+		return core.Invalid("", "block mask of %d heads: want %d, the query heads", mask.Heads, heads)
+	}
+	return checkGrid(mask, req)
+}
+
+// CheckCallersMask is CheckMask of a mask that may have one head for all.
+func CheckCallersMask(mask *core.BlockMask, req *core.AttentionRequest) error {
+	if mask.Heads == 1 {
+		return checkGrid(mask, req)
+	}
+	return CheckMask(mask, req)
+}
+
+// checkGrid checks a mask whose heads are right: the validation walks them.
+func checkGrid(mask *core.BlockMask, req *core.AttentionRequest) error {
+	if sequences := len(req.Extents()); len(mask.Sequences) != sequences {
+		return core.Invalid("", "block mask of %d sequences: want %d", len(mask.Sequences), sequences)
 	}
 	if err := mask.Validate(req.Causal); err != nil {
 		return err
