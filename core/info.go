@@ -89,6 +89,8 @@ type Parameter struct {
 	OpenMin bool          `json:"open_min,omitempty"` // Min itself is not allowed
 	OpenMax bool          `json:"open_max,omitempty"`
 	PerHead bool          `json:"per_head,omitempty"` // a list with one value per query head is accepted
+	// Optional: the caller may unset it (nil, None) although it has a default.
+	Optional bool `json:"optional,omitempty"`
 }
 
 // Bound returns a pointer to a limit, for Parameter.Min and Max.

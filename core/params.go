@@ -55,8 +55,8 @@ func (i Info) Validate(given Params, heads int) (Params, error) {
 	complete := make(Params, len(i.Parameters))
 	for _, p := range i.Parameters {
 		value, ok := given[p.Name]
-		if !ok || value == nil {
-			complete[p.Name] = p.Default
+		if value == nil {
+			complete[p.Name] = p.whenNil(ok)
 			continue
 		}
 		canonical, err := p.canonical(value, heads)
@@ -66,6 +66,14 @@ func (i Info) Validate(given Params, heads int) (Params, error) {
 		complete[p.Name] = canonical
 	}
 	return complete, nil
+}
+
+// whenNil is the value of a parameter that was given as nil, or not at all.
+func (p Parameter) whenNil(given bool) any {
+	if given && p.Optional {
+		return nil
+	}
+	return p.Default
 }
 
 func (i Info) unknownParameter(name string) error {

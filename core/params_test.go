@@ -12,7 +12,7 @@ import (
 
 var sample = Info{Name: "sample", Kind: Attention, Parameters: []Parameter{
 	{Name: "gamma", Type: Float, Default: 0.9, Min: Bound(0), OpenMin: true, Max: Bound(1), PerHead: true},
-	{Name: "min_budget", Type: Int, Default: int64(512), Min: Bound(0)},
+	{Name: "min_budget", Type: Int, Default: int64(512), Min: Bound(0), Optional: true},
 	{Name: "max_budget", Type: Int, Default: nil, Min: Bound(1)},
 	{Name: "rule", Type: String, Default: "fixed", Choices: []string{"fixed", "released", "paper"}},
 	{Name: "strict", Type: Bool, Default: false},
@@ -29,6 +29,7 @@ func TestValidate(t *testing.T) {
 		{"integer for a float", Params{"gamma": int64(1)}, Params{"gamma": 1.0}},
 		{"whole float for an integer", Params{"min_budget": 64.0}, Params{"min_budget": int64(64)}},
 		{"nil is the default", Params{"gamma": nil}, Params{"gamma": 0.9}},
+		{"nil unsets what may be unset", Params{"min_budget": nil}, Params{"min_budget": nil}},
 		{"a value per head", Params{"gamma": []any{0.5, 0.9}}, Params{"gamma": []float64{0.5, 0.9}}},
 		{"list", Params{"weights": []any{1.0, int64(2)}}, Params{"weights": []float64{1, 2}}},
 	}

@@ -122,7 +122,7 @@ var parameters = rapid.Custom(func(t *rapid.T) core.Parameter {
 		Name: texts.Draw(t, "name"), Type: rapid.SampledFrom([]core.ParameterType{core.Int, core.Float, core.Bool, core.String, core.Floats}).Draw(t, "type"),
 		Default: values.Draw(t, "default"), Doc: texts.Draw(t, "doc"), Unit: texts.Draw(t, "unit"), Choices: list(texts).Draw(t, "choices"),
 		Min: optional.Draw(t, "min"), Max: optional.Draw(t, "max"), OpenMin: rapid.Bool().Draw(t, "open_min"),
-		OpenMax: rapid.Bool().Draw(t, "open_max"), PerHead: rapid.Bool().Draw(t, "per_head"),
+		OpenMax: rapid.Bool().Draw(t, "open_max"), PerHead: rapid.Bool().Draw(t, "per_head"), Optional: rapid.Bool().Draw(t, "optional"),
 	}
 })
 

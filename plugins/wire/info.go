@@ -16,7 +16,7 @@ func EncodeInfo(info core.Info) (*pb.StrategyInfo, error) {
 		}
 		parameters[i] = &pb.Parameter{
 			Name: p.Name, Type: encodeParameterType(p.Type), Default: value, Doc: p.Doc, Unit: p.Unit, Choices: p.Choices,
-			Min: p.Min, Max: p.Max, OpenMin: p.OpenMin, OpenMax: p.OpenMax, PerHead: p.PerHead,
+			Min: p.Min, Max: p.Max, OpenMin: p.OpenMin, OpenMax: p.OpenMax, PerHead: p.PerHead, Optional: p.Optional,
 		}
 	}
 	return &pb.StrategyInfo{
@@ -56,7 +56,7 @@ func decodeParameter(m *pb.Parameter) (core.Parameter, error) {
 	}
 	return core.Parameter{
 		Name: m.GetName(), Type: kind, Default: decodeValue(m.GetDefault()), Doc: m.GetDoc(), Unit: m.GetUnit(),
-		Choices: m.GetChoices(), Min: m.Min, Max: m.Max, OpenMin: m.GetOpenMin(), OpenMax: m.GetOpenMax(), PerHead: m.GetPerHead(),
+		Choices: m.GetChoices(), Min: m.Min, Max: m.Max, OpenMin: m.GetOpenMin(), OpenMax: m.GetOpenMax(), PerHead: m.GetPerHead(), Optional: m.GetOptional(),
 	}, nil
 }
 

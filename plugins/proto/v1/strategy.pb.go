@@ -342,6 +342,7 @@ type Parameter struct {
 	OpenMin       bool                   `protobuf:"varint,9,opt,name=open_min,json=openMin,proto3" json:"open_min,omitempty"`  // min itself is not allowed
 	OpenMax       bool                   `protobuf:"varint,10,opt,name=open_max,json=openMax,proto3" json:"open_max,omitempty"` // max itself is not allowed
 	PerHead       bool                   `protobuf:"varint,11,opt,name=per_head,json=perHead,proto3" json:"per_head,omitempty"` // a list with one value per query head is accepted
+	Optional      bool                   `protobuf:"varint,12,opt,name=optional,proto3" json:"optional,omitempty"`              // the caller may unset it although it has a default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +450,13 @@ func (x *Parameter) GetOpenMax() bool {
 func (x *Parameter) GetPerHead() bool {
 	if x != nil {
 		return x.PerHead
+	}
+	return false
+}
+
+func (x *Parameter) GetOptional() bool {
+	if x != nil {
+		return x.Optional
 	}
 	return false
 }
@@ -832,7 +840,7 @@ const file_trivium_v1_strategy_proto_rawDesc = "" +
 	"parameters\x18\a \x03(\v2\x15.trivium.v1.ParameterR\n" +
 	"parameters\x12<\n" +
 	"\fcapabilities\x18\b \x01(\v2\x18.trivium.v1.CapabilitiesR\fcapabilities\x12\x14\n" +
-	"\x05notes\x18\t \x03(\tR\x05notes\"\xca\x02\n" +
+	"\x05notes\x18\t \x03(\tR\x05notes\"\xe6\x02\n" +
 	"\tParameter\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x19.trivium.v1.ParameterTypeR\x04type\x12+\n" +
@@ -845,7 +853,8 @@ const file_trivium_v1_strategy_proto_rawDesc = "" +
 	"\bopen_min\x18\t \x01(\bR\aopenMin\x12\x19\n" +
 	"\bopen_max\x18\n" +
 	" \x01(\bR\aopenMax\x12\x19\n" +
-	"\bper_head\x18\v \x01(\bR\aperHeadB\x06\n" +
+	"\bper_head\x18\v \x01(\bR\aperHead\x12\x1a\n" +
+	"\boptional\x18\f \x01(\bR\boptionalB\x06\n" +
 	"\x04_minB\x06\n" +
 	"\x04_max\"\x9f\x02\n" +
 	"\fCapabilities\x12\x16\n" +
