@@ -60,4 +60,6 @@ def remove_rpath(library: Path) -> None:
     """Drop the build machine's Python folder from the library's search path."""
     if not library.exists():
         raise toolchain.BuildError(f"gopy ended without an error and without {library.name}")
-    toolchain.run(["patchelf", "--remove-rpath", str(library)], toolchain.environment())
+    # Removing it leaves its text in the file; setting another wipes that first.
+    for change in (["--set-rpath", "x"], ["--remove-rpath"]):
+        toolchain.run(["patchelf", *change, str(library)], toolchain.environment())
