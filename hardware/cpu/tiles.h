@@ -2,8 +2,8 @@
 // vectors below and includes this one.
 //
 // A tile is up to 128 query rows by up to 128 keys. Keys and values are packed
-// once, in chunks of 128 rows, as panels of 16 columns: keys [chunk, variant,
-// 8, key_dim, 16], values [chunk, value_dim/16, 128, 16]. Scores are kept in
+// once, as panels of 16 columns: keys [variant, keys/16, key_dim, 16], values
+// [keys/128, value_dim/16, 128, 16]. Scores are kept in
 // log2, so that exp2 alone is needed; a row whose maximum does not move is not
 // rescaled; sums are kept as vectors until a row is finished; the keys that no
 // row of a strip of ROW_STEP sees are left out.
@@ -19,7 +19,7 @@
 
 enum {
     TILE = 128, PANEL = 16, PER_PANEL = PANEL / LANES, STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP,
-    MARGIN = 32, // rows of one representative call, and zeros around their exponentials
+    MARGIN = TRIVIUM_REPRESENTATIVE_ROWS, // rows of one representative call, and zeros around their exponentials
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -96,51 +96,64 @@ static void rotate_floats(float *x, const trivium_problem *p, const trivium_rota
 // --- packing ---
 
 static inline int value_panels(const trivium_problem *p) { return (p->value_dim + PANEL - 1) / PANEL; }
-static inline int64_t key_floats(const trivium_problem *p) { return (int64_t)TILE * p->key_dim; } // of a chunk and variant
-static inline int64_t chunk_floats(const trivium_problem *p) {
-    return p->key_variants * key_floats(p) + (int64_t)TILE * PANEL * value_panels(p);
+// The panel of key n, a multiple of 16.
+static inline float *key_panel(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
+    return (float *)k->packed + (variant * round_up(k->key.rows, TILE) + n) * p->key_dim;
 }
-static inline float *chunk_at(const trivium_problem *p, const trivium_keys *k, int64_t n) {
-    return (float *)k->packed + n / TILE * chunk_floats(p);
+// Key n in the first panel of values of its chunk.
+static inline float *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    return key_panel(p, k, p->key_variants, 0) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
 }
 
 static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
-    return sizeof(float) * (size_t)(round_up(rows, TILE) / TILE * chunk_floats(p));
+    return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
 }
 
-// rows: [16, 256], of which dim columns are turned into to: [dim, 16].
-static void pack_panel(float *to, const float *rows, int dim) {
+// rows: [16, stride], of which dim columns are turned into to: [dim, 16].
+static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {
     int i = 0;
     for (; i + LANES <= dim; i += LANES) {
         for (int part = 0; part < PER_PANEL; part++) {
             vf block[LANES];
-            for (int r = 0; r < LANES; r++) block[r] = vf_load(rows + (part * LANES + r) * 256 + i);
+            for (int r = 0; r < LANES; r++) block[r] = vf_load(rows + (part * LANES + r) * stride + i);
             vf_transpose(block);
             for (int r = 0; r < LANES; r++) vf_store(to + (i + r) * PANEL + part * LANES, block[r]);
         }
     }
     for (; i < dim; i++)
-        for (int r = 0; r < PANEL; r++) to[i * PANEL + r] = rows[r * 256 + i];
+        for (int r = 0; r < PANEL; r++) to[i * PANEL + r] = rows[r * stride + i];
+}
+
+static int key_plain(const trivium_problem *p, const trivium_keys *k, int variant) {
+    return k->key.dtype == TRIVIUM_FLOAT32 && !k->rotation[variant].table && p->key_dim % LANES == 0;
 }
 
 static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     _Alignas(64) float panel[PANEL * 256];
-    float *chunk = chunk_at(p, k, first), *values = chunk + p->key_variants * key_floats(p);
     for (int64_t at = 0; at < TILE; at += PANEL) {
         int64_t have = max_i64(0, min_i64(PANEL, rows - at));
         for (int v = 0; v < p->key_variants; v++) {
+            if (have == PANEL && key_plain(p, k, v)) {
+                pack_panel(key_panel(p, k, v, first + at), (const float *)k->key.data + (first + at) * k->key.stride, k->key.stride, p->key_dim);
+                continue;
+            }
+            memset(panel, 0, sizeof panel);
             for (int64_t r = 0; r < have; r++) {
                 load_floats(panel + r * 256, &k->key, first + at + r);
                 rotate_floats(panel + r * 256, p, &k->rotation[v], first + at + r);
             }
-            if (have < PANEL) memset(panel + have * 256, 0, sizeof(float) * 256 * (PANEL - have));
-            pack_panel(chunk + v * key_floats(p) + at * p->key_dim, panel, p->key_dim);
+            pack_panel(key_panel(p, k, v, first + at), panel, 256, p->key_dim);
         }
-        memset(panel, 0, sizeof panel);
-        for (int64_t r = 0; r < have; r++) load_floats(panel + r * 256, &k->value, first + at + r);
+    }
+    float *values = value_row(p, k, first);
+    for (int64_t r = 0; r < TILE; r++) {
+        if (r >= rows || p->value_dim % PANEL) memset(panel, 0, sizeof(float) * 256);
+        const float *from = panel;
+        if (r < rows && k->value.dtype == TRIVIUM_FLOAT32 && p->value_dim % PANEL == 0)
+            from = (const float *)k->value.data + (first + r) * k->value.stride;
+        else if (r < rows) load_floats(panel, &k->value, first + r);
         for (int j = 0; j < value_panels(p); j++)
-            for (int r = 0; r < PANEL; r++)
-                memcpy(values + (j * TILE + at + r) * PANEL, panel + r * 256 + j * PANEL, sizeof(float) * PANEL);
+            for (int i = 0; i < PANEL; i += LANES) vf_store(values + (j * TILE + r) * PANEL + i, vf_load(from + j * PANEL + i));
     }
 }
 
@@ -152,13 +165,13 @@ static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t 
 
 // c[R, 16N] = (add ? c : 0) + a[R, depth] . b[N panels][depth, 16].
 INLINE void product(const int R, const int N, const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add) {
-    vf sum[R][N * PER_PANEL];
+    vf sum[ROW_STEP][PANEL_STEP * PER_PANEL]; // of fixed size, so that it becomes registers
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
         for (int j = 0; j < N * PER_PANEL; j++) sum[r][j] = add ? vf_load(c + r * ldc + j * LANES) : vf_set1(0);
     for (long k = 0; k < depth; k++) {
-        vf row[N * PER_PANEL];
+        vf row[PANEL_STEP * PER_PANEL];
 #pragma GCC unroll 16
         for (int j = 0; j < N * PER_PANEL; j++) row[j] = vf_load(b + j / PER_PANEL * panel + k * PANEL + j % PER_PANEL * LANES);
 #pragma GCC unroll 16
@@ -254,7 +267,7 @@ static void set_limits(tile_rows *t, int64_t k0, int keys) {
 static void multiply_keys(tile_rows *t, const trivium_band *band, int64_t k0, int keys, float *score) {
     const trivium_problem *p = t->problem;
     const float *query = query_variant(t, band->query);
-    const float *packed = chunk_at(p, t->head->keys, k0) + band->key * key_floats(p) + k0 % TILE * p->key_dim;
+    const float *packed = key_panel(p, t->head->keys, band->key, k0);
     for (int j = 0; j < keys; j += PANEL_STEP * PANEL) {
         for (int s = 0, r = 0; r < t->rows; s++, r += ROW_STEP) {
             int panels = (t->limit[s] - j) / PANEL;
@@ -376,7 +389,7 @@ static void attend_tile(attention *a, int64_t k0, int keys) {
         }
         vf_store(a->sum + r * LANES, vf_add(vf_load(a->sum + r * LANES), exponentials(score, limit, a->top[r])));
     }
-    const float *values = chunk_at(p, t->head->keys, k0) + p->key_variants * key_floats(p) + k0 % TILE * PANEL;
+    const float *values = value_row(p, t->head->keys, k0);
     for (int j = 0; j < value_panels(p); j += PANEL_STEP) {
         int panels = value_panels(p) - j < PANEL_STEP ? value_panels(p) - j : PANEL_STEP;
         for (int s = 0, r = 0; r < t->rows; s++, r += ROW_STEP) {

@@ -13,6 +13,7 @@
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
 #include "tiles.cuh"
+#include "attend_args.h"
 
 #ifndef PINGPONG
 #define PINGPONG 0
@@ -33,31 +34,13 @@ constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kColumn = 0x3fffffffu;
 
-// Sequence describes one batch entry of a packed batch, in rows of the tensors and in tokens.
-struct Sequence { int q_row, q_len, k_row, k_len, q_offset; };
-
-struct AttendArgs {
-  void* out;                  // [batch, q_heads, q_len, head_dim], strides below in elements
-  float* lse;                 // [batch, q_heads, q_len], natural logarithm
-  const int* row_ptr;         // CSR over (batch, head, query block); null: every causal tile
-  const int* cols;            // ascending key blocks of each row
-  const Sequence* sequences;  // null: every batch entry has q_len, k_len, q_offset
-  const float* sinks;         // [q_heads] logits, SINKS only
-  u32* counter;               // two words, zero before the first launch; every launch leaves them zero
-  long long out_batch, out_head, out_row, lse_batch, lse_head;
-  int batch, q_heads, kv_heads, q_blocks, q_len, k_len, q_offset;
-  int band;                   // distances >= band use the second rotation (BANDS)
-  int window;                 // keys at distance >= window are dropped (WINDOW)
-  float scale, softcap;
-};
-
 // Plan is up to 32 key blocks of one item, read ahead of the copies.
 constexpr int kPlans = 2;
 struct Plan {
   int count;       // columns here; < 0 ends the kernel
   int first, last; // the first and the last part of the item
-  int batch, head, block, kv_head, q_row, k_row, low;  // low: position of the first query
-  int columns[32];
+  int batch, head, block, kv_head, q_row, k_row;
+  int columns[32];  // kFar marks the second rotation
 };
 
 struct Shared {
@@ -130,26 +113,49 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
       w = decode(a, t);
       if (w.block < 0) continue;
     }
-    for (int done = 0; done < w.count || done == 0; done += 32) {
-      const int mine = done + lane;
+    // With two rotations: first the columns near the queries, then those far from them; a column at the border is both.
+    const int low = w.seq.q_offset + w.block * kTile;
+    int next = 0;
+    bool far = false, first = true, last;
+    do {
+      const int mine = next + lane;
       int column = 0;
       if (mine < w.count) column = a.row_ptr ? a.cols[w.begin + w.count - 1 - mine] : w.begin + w.count - 1 - mine;
+      int count = min(32, w.count - next);
+      last = next + 32 >= w.count;
+#ifdef BANDS
+      if (!far) {
+        const int distance = low - column * kTile;  // from the first query to the first key
+        const u32 near_lanes = __ballot_sync(~0u, lane < count && distance - (kTile - 1) < a.band);
+        const u32 far_lanes = __ballot_sync(~0u, lane < count && distance + kTile - 1 >= a.band);
+        const int near_count = __popc(near_lanes);
+        if (far_lanes) {  // the first far column is here: go on from it
+          far = true;
+          count = near_count;
+          last = false;
+          next += __ffs(far_lanes) - 1 - 32;
+          if (count == 0) { next += 32; continue; }
+        }
+      } else {
+        column |= kFar;
+      }
+#endif
       barrier_wait(BAR(plan_empty[slot]), phase);
       Plan* p = &sh->plans[slot];
       p->columns[lane] = column;
       if (lane == 0) {
-        p->count = end ? -1 : min(32, w.count - done);
-        p->first = done == 0;
-        p->last = done + 32 >= w.count;
+        p->count = end ? -1 : count;
+        p->first = first;
+        p->last = last;
         p->batch = w.batch; p->head = w.head; p->block = w.block; p->kv_head = w.head / group;
         p->q_row = w.seq.q_row + w.block * kTile;
         p->k_row = w.seq.k_row;
-        p->low = w.seq.q_offset + w.block * kTile;
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(BAR(plan_full[slot]));
+      barrier_arrive(BAR(plan_full[slot]));
       if (++slot == kPlans) { slot = 0; phase ^= 1; }
-    }
+      next += 32;
+      first = false;
+    } while (!last);
     if (end) break;
   }
   if (lane == 0) {
@@ -204,37 +210,21 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_r
     const int box_batch = a.sequences ? 0 : batch;
     if (count < 0) break;
     for (int e = 0; e < count; ++e) {
-      const int c = p->columns[e], row = k_row + c * kTile;
-      bool near = true, far = false;
-#ifdef BANDS
-      const int low = p->low - c * kTile;  // distance of the first query to the first key
-      near = low - (kTile - 1) < a.band;
-      far = low + kTile - 1 >= a.band;
-#endif
-#pragma unroll
-      for (int band = 0; band < BAND_COUNT; ++band) {
-        if (!(band ? far : near)) continue;
-        const bool last = last_part && e == count - 1 && (band == 1 || !far);
-        barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
-        sh->k_info[kr.slot] = (u32)c | (band ? kFar : 0) | (last ? kLast : 0);
-        barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
-        copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box_batch);
-        kr.next();
-        if (v_row >= 0) {
-          barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
-          barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
-          copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), v_row, kv_head, box_batch);
-          vr.next();
-        }
-        v_row = row;
-        if (last) {
-          barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
-          barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
-          copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), v_row, kv_head, box_batch);
-          vr.next();
-          v_row = -1;
-        }
+      const u32 c = p->columns[e];
+      const int row = k_row + (int)(c & kColumn) * kTile;
+      const bool last = last_part && e == count - 1;
+      barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
+      sh->k_info[kr.slot] = c | (last ? kLast : 0);
+      barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
+      copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box_batch);
+      kr.next();
+      for (int behind = v_row < 0; behind < 1 + last; ++behind) {  // the tile before; after the last tile itself too
+        barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
+        barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
+        copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), behind ? row : v_row, kv_head, box_batch);
+        vr.next();
       }
+      v_row = last ? -1 : row;
     }
     barrier_arrive(BAR(plan_empty[plan_slot]));
     if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
@@ -428,23 +418,32 @@ __device__ __forceinline__ void hold_wait(const RowState& st) {
 #endif
 }
 
+__device__ __forceinline__ u32 tile_info(const Shared* sh, u32 slot) {
+  const u32 x = (threadIdx.x & 31) == 0 ? sh->k_info[slot] : 0;
+  return __shfl_sync(~0u, x, 0);
+}
+
 __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& q_phase) {
   barrier_wait(BAR(q_full), q_phase);
   q_phase ^= 1;
-  Item x = {sh->rows, sh->batch, sh->head, sh->block, {}};
+  // The lane that will release the barrier reads for its warp.
+  int r[4] = {};
+  if ((threadIdx.x & 31) == 0) { r[0] = sh->rows; r[1] = sh->batch; r[2] = sh->head; r[3] = sh->block; }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) r[i] = __shfl_sync(~0u, r[i], 0);
+  Item x = {r[0], r[1], r[2], r[3], {}};
   if (x.rows >= 0) x.seq = sequence_of(a, x.batch);
   return x;
 }
 
-// One rotation: the fragments in registers are all that is needed. Two: the tile stays until the last column.
-#define RELEASE_QUERY() do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(q_empty)); } while (0)
+// The fragments in registers are all that is needed of the query tile. With two rotations it stays until the second is
+// loaded, or until the last column of an item that has no far one.
 #ifdef BANDS
-#define RELEASE_QUERY_EARLY() do {} while (0)
-#define RELEASE_QUERY_LATE() RELEASE_QUERY()
+#define LOADED_QUERY() do { if (info & (kFar | kLast)) RELEASE_QUERY(); } while (0)
 #else
-#define RELEASE_QUERY_EARLY() RELEASE_QUERY()
-#define RELEASE_QUERY_LATE() do {} while (0)
+#define LOADED_QUERY() RELEASE_QUERY()
 #endif
+#define RELEASE_QUERY() do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(q_empty)); } while (0)
 
 __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring, u32 out_tile) {
   const int group = threadIdx.x / 128 - 1;  // warpgroup 0 or 1
@@ -482,9 +481,9 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     }
     // The first scores of an item that has no open one before it.
     barrier_wait(BAR(k_full[kr.slot]), kr.phase);
-    u32 info = sh->k_info[kr.slot];
+    u32 info = tile_info(sh, kr.slot);
     load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
-    RELEASE_QUERY_EARLY();
+    LOADED_QUERY();
 #if PINGPONG
     named_sync(1 + group, 256);
 #endif
@@ -507,10 +506,15 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
 #ifdef BANDS
         const u32 before = info;
-        info = sh->k_info[kr.slot];
-        if ((info ^ before) & kFar) load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
+        info = tile_info(sh, kr.slot);
+        if ((info ^ before) & kFar) {
+          load_query(q, q_rows + kTileBytes);
+          RELEASE_QUERY();
+        } else if ((info & (kLast | kFar)) == kLast) {
+          RELEASE_QUERY();
+        }
 #else
-        info = sh->k_info[kr.slot];
+        info = tile_info(sh, kr.slot);
 #endif
 #if PINGPONG
         named_sync(1 + group, 256);
@@ -543,14 +547,13 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         }
         pack_scores(p, s);
       }
-      RELEASE_QUERY_LATE();
       next = read_item(a, sh, q_phase);
       if (next.rows <= 0) break;
       // The first scores of the next item and the last product of this one go to the tensor cores together.
       barrier_wait(BAR(k_full[kr.slot]), kr.phase);
-      info = sh->k_info[kr.slot];
+      info = tile_info(sh, kr.slot);
       load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
-      RELEASE_QUERY_EARLY();
+      LOADED_QUERY();
 #if PINGPONG
       named_sync(1 + group, 256);
 #endif
@@ -619,7 +622,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
       barrier_init(BAR(v_empty[i]), 8);
     }
     for (int i = 0; i < kPlans; ++i) {
-      barrier_init(BAR(plan_full[i]), 1);
+      barrier_init(BAR(plan_full[i]), 32);
       barrier_init(BAR(plan_empty[i]), 2);
     }
     fence_barrier_init();

@@ -1,44 +1,8 @@
 // What the kernels of the FlexPrefill index share: arguments, input loads, and the decision per head.
-// Heads run over batch x q_heads; n tokens in `blocks` blocks of `block` (64 or 128) tokens.
 #pragma once
+
 #include "hopper.cuh"
-
-struct IndexState {  // one of the two threshold searches of a head
-  double above_sum;  // sum of the values above the range still in question
-  u32 above_count, prefix, done, complete;
-};
-
-constexpr int kBins1 = 2048, kBins2 = 1024;  // bits 30..20, then 19..10, then 9..0 of a non-negative float
-
-struct IndexArgs {
-  const void* q;          // [batch, q_heads, n, d], strides below in elements, d contiguous
-  const void* k;          // [batch, kv_heads, n, d]
-  float* partial;         // [heads, splits, block, 2]: running maximum and sum of each probe row, log2 units
-  float* scores;          // [heads, block, n], only for the plain kernels
-  float* vertical;        // [heads, n]: mean probability of each key
-  float* slash;           // [heads, n]: mean probability at each distance
-  float* k_mean;          // [batch, kv_heads, blocks, d]
-  float* v_pool;          // [heads, blocks]
-  float* s_pool;          // [heads, blocks], by block offset
-  float* estimate;        // [heads, blocks]: softmax of the mean probe against the pooled keys
-  float* js;              // [heads]: square root of the Jensen-Shannon divergence
-  int* aware;             // [heads]: 1 = query-aware
-  float* block_p;         // [heads, blocks (blocks + 1) / 2]: row-wise softmax of pooled scores, query-aware heads only
-  u32* hist_count;        // [3, 2 heads, kBins1]
-  u64* hist_low;          // [3, 2 heads, kBins1]: sums of the low bits
-  IndexState* state;      // [2 heads]
-  u32* done;              // [heads + 1]: blocks finished, left zero
-  u32* v_bits;            // [heads, words]
-  u32* s_bits;            // [heads, words], by block offset
-  int* row_ptr;           // [heads * blocks + 1]
-  int* cols;              // capacity heads * blocks (blocks + 1) / 2
-  long long q_batch, q_head, q_row, k_batch, k_head, k_row;
-  int batch, q_heads, kv_heads, n, d, block, blocks, splits, tiles_per_split, words;
-  int min_blocks, max_blocks;
-  int rule;               // 0: the released code, 1: fixed (blocks aligned to distances, counts in blocks, crossing kept)
-  int interleave;         // query head h reads key head h % kv_heads
-  float gamma, tau, scale;
-};
+#include "flexindex_args.h"
 
 __device__ __forceinline__ int kv_head_of(const IndexArgs& a, int q_head) {
   return a.interleave ? q_head % a.kv_heads : q_head / (a.q_heads / a.kv_heads);
@@ -139,17 +103,18 @@ __device__ __forceinline__ void decide_head(const IndexArgs& a, int head, float*
   __syncthreads();
   for (int w = 0; w < warps; ++w) top = fmaxf(top, scratch[w]);
   float total = 0.0f;
-  for (int j = threadIdx.x; j < a.blocks; j += blockDim.x) total += __expf(estimate[j] - top);
+  for (int j = threadIdx.x; j < a.blocks; j += blockDim.x) total += expf(estimate[j] - top);
   total = block_sum(total, scratch);
   float divergence = 0.0f;
   for (int j = threadIdx.x; j < a.blocks; j += blockDim.x) {
-    const float p = __expf(estimate[j] - top) / total, v = v_pool[j], m = 0.5f * (p + v);
-    if (p > 0.0f) divergence += 0.5f * p * logf(p / m);  // 0 log 0 = 0
-    if (v > 0.0f) divergence += 0.5f * v * logf(v / m);
+    const float p = expf(estimate[j] - top) / total, v = v_pool[j], m = 0.5f * (p + v);
+    // 0 log 0 is 0; the released code has NaN there, which is not below tau and makes the head vertical-slash.
+    if (p > 0.0f || a.rule == 0) divergence += 0.5f * p * logf(p / m);
+    if (v > 0.0f || a.rule == 0) divergence += 0.5f * v * logf(v / m);
   }
   divergence = block_sum(divergence, scratch);
   if (threadIdx.x == 0) {
-    const float js = sqrtf(fmaxf(divergence, 0.0f));
+    const float js = divergence < 0.0f ? 0.0f : sqrtf(divergence);
     a.js[head] = js;
     a.aware[head] = js < a.tau;
   }

@@ -6,8 +6,8 @@
 #include "flexindex.cuh"
 
 constexpr int kRing = 2;
-constexpr int kPitch = 72;                          // floats in a row of a warp's slab: 16 rows x 64 columns, no conflicts
-constexpr int kSlab = 16 * kPitch;
+constexpr int kPitch = 136;                         // a warp's slab: 8 rows x columns -8..127, free of bank conflicts
+constexpr int kSlab = 8 * kPitch;
 constexpr int kSlabBytes = 8 * kSlab * 4;           // also takes the query tile at the start
 constexpr int kDiagonals = 144;                     // 16 + 127 diagonals of a warp's 16 x 128 scores
 
@@ -132,6 +132,16 @@ __device__ __forceinline__ float row_lse(const IndexArgs& a, int head, int row) 
   return top + log2f(sum);
 }
 
+// One step of a sum over the lanes lane ^ width: each keeps half of its 2 width values. Lane bits 4, 3, 2 choose the half.
+template <int width> __device__ __forceinline__ void halve(float (&x)[32], int lane) {
+  const bool upper = lane & width;
+#pragma unroll
+  for (int j = 0; j < width; ++j) {
+    const float give = upper ? x[j] : x[j + width], own = upper ? x[j + width] : x[j];
+    x[j] = own + __shfl_xor_sync(~0u, give, width);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(256, 2)
     flexindex_sums(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
                    const __grid_constant__ IndexArgs a) {
@@ -154,43 +164,34 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     p.mask(a, first + i, row);
 #pragma unroll
     for (int j = 0; j < 64; ++j) p.s[j] = exp2_approx(__fmaf_rn(p.s[j], scale, -lse[(j >> 1) & 1]));
-    float carry = 0.0f;
+    // Rows r and r + 8 of a thread meet on a diagonal eight columns apart: eight rows are left to add through shared memory.
+    const int r0 = lane / 4, c0 = 2 * (lane & 3);
+    float2* x = (float2*)(slab + r0 * kPitch + c0);
+    x[0] = make_float2(p.s[2], p.s[3]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < 15; ++j) x[4 * j + 4] = make_float2(p.s[4 * j] + p.s[4 * j + 6], p.s[4 * j + 1] + p.s[4 * j + 7]);
+    x[64] = make_float2(p.s[60], p.s[61]);
+    // Columns: both rows of the thread, then the eight lanes that share its columns, halving the set at every step.
+    float column[32];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float* x = p.s + 32 * half + 4 * j;
-        *(float2*)(slab + (lane / 4) * kPitch + 8 * j + 2 * (lane & 3)) = make_float2(x[0], x[1]);
-        *(float2*)(slab + (lane / 4 + 8) * kPitch + 8 * j + 2 * (lane & 3)) = make_float2(x[2], x[3]);
+    for (int j = 0; j < 32; ++j) column[j] = p.s[4 * (j / 2) + (j & 1)] + p.s[4 * (j / 2) + (j & 1) + 2];
+    halve<16>(column, lane);
+    halve<8>(column, lane);
+    halve<4>(column, lane);
+    // Four values are left: of the 32, those from 16 (lane >> 4 & 1) + 8 (lane >> 3 & 1) + 4 (lane >> 2 & 1).
+    const int from = 16 * (lane >> 4 & 1) + 8 * (lane >> 3 & 1) + 4 * (lane >> 2 & 1);
+    *(float2*)(p.sh->column[warp] + 8 * (from / 2) + c0) = make_float2(column[0], column[1]);
+    *(float2*)(p.sh->column[warp] + 8 * (from / 2 + 1) + c0) = make_float2(column[2], column[3]);
+    __syncwarp();
+#pragma unroll
+    for (int t = 0; t < 5; ++t) {
+      float diagonal = 0.0f;
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        const int c = lane + 32 * t - 7 + r;
+        if ((t > 0 && t < 4) || (u32)c < (u32)kPitch) diagonal += slab[r * kPitch + c];
       }
-      __syncwarp();
-      float2 column = make_float2(0.0f, 0.0f);
-#pragma unroll
-      for (int r = 0; r < 16; ++r) {
-        const float2 x = *(const float2*)(slab + r * kPitch + 2 * lane);
-        column.x += x.x;
-        column.y += x.y;
-      }
-      *(float2*)(p.sh->column[warp] + 64 * half + 2 * lane) = column;
-      float diagonal[3] = {0.0f, 0.0f, 0.0f};
-#pragma unroll
-      for (int t = 0; t < 3; ++t)
-#pragma unroll
-        for (int r = 0; r < 16; ++r) {
-          const int c = lane + 32 * t - 15 + r;
-          if ((u32)c < 64u) diagonal[t] += slab[r * kPitch + c];
-        }
-      // The last 15 diagonals of the left half are the first of the right half.
-      if (half == 0) {
-        carry = diagonal[2];
-        p.sh->diagonal[warp][lane] = diagonal[0];
-        p.sh->diagonal[warp][lane + 32] = diagonal[1];
-      } else {
-        p.sh->diagonal[warp][64 + lane] = diagonal[0] + carry;
-        p.sh->diagonal[warp][96 + lane] = diagonal[1];
-        if (lane < 15) p.sh->diagonal[warp][128 + lane] = diagonal[2];
-      }
-      __syncwarp();
+      if (t < 4 || lane < 15) p.sh->diagonal[warp][lane + 32 * t] = diagonal;
     }
     __syncthreads();
     const int tile = first + i;

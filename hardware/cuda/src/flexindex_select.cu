@@ -241,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_choose(const __grid
   int keep = a.min_blocks;
   if (!a.aware[head]) {
     const int tokens = (int)a.state[2 * head + slash].above_count + 1;
-    keep = a.rule ? (tokens + a.block - 1) / a.block : tokens / 128 + 1;
+    keep = tokens / (a.rule ? a.block : 128) + 1;  // the released code divides by 128 whatever the block is
     keep = min(max(keep, a.min_blocks), min(a.max_blocks, a.blocks));
   }
   keep = min(max(keep, 1), a.blocks);
@@ -250,51 +250,59 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_choose(const __grid
   __syncthreads();
   const u32 threshold = kth_largest(bits, a.blocks, keep);
   if (threadIdx.x >= 32) return;
-  u32* out = (slash ? a.s_bits : a.v_bits) + (long long)head * a.words;
+  u32* out = slash ? a.s_bits + (long long)head * (a.words + 1) : a.v_bits + (long long)head * a.words;
   int above = 0;
   for (int i = threadIdx.x; i < a.blocks; i += 32) above += bits[i] > threshold;
   for (int o = 16; o; o >>= 1) above += __shfl_xor_sync(~0u, above, o);
-  int ties = keep - above;  // ties go to the lower index
-  for (int w = 0; w < a.words; ++w) {
-    const int i = w * 32 + threadIdx.x;
-    const u32 x = i < a.blocks ? bits[i] : 0;
-    const bool tie = i < a.blocks && x == threshold;
+  int ties = keep - above;  // ties go to the first in storage order: the lower column, the larger distance
+  for (int w = 0; w < a.words + slash; ++w) {
+    const int at = w * 32 + threadIdx.x, i = slash ? a.blocks - 1 - at : at;
+    const u32 x = at < a.blocks ? bits[i] : 0;
+    const bool tie = at < a.blocks && x == threshold;
     const u32 tied = __ballot_sync(~0u, tie);
-    const bool take = (i < a.blocks && x > threshold) || (tie && __popc(tied & ((1u << threadIdx.x) - 1)) < ties);
+    const bool take = (at < a.blocks && x > threshold) || (tie && __popc(tied & ((1u << threadIdx.x) - 1)) < ties);
     const u32 taken = __ballot_sync(~0u, take);
     ties -= __popc(tied);
     if (threadIdx.x == 0) out[w] = taken;
   }
 }
 
-// The kept columns [32 w, 32 w + 32) of row i, by a whole warp.
+// The kept columns of row i as bits: a lane has columns [32 w, 32 w + 32) of its own word w.
 struct RowMask {
   const u32 *v_bits, *s_bits;
   const float* p;  // null unless query-aware
   u32 threshold;
   bool inclusive;
+  int blocks;
 
   __device__ __forceinline__ RowMask(const IndexArgs& a, int head, int i) {
     v_bits = a.v_bits + (long long)head * a.words;
-    s_bits = a.s_bits + (long long)head * a.words;
+    s_bits = a.s_bits + (long long)head * (a.words + 1);
+    blocks = a.blocks;
     p = nullptr;
     if (!a.aware[head]) return;
     p = a.block_p + (long long)head * triangle(a.blocks) + triangle(i);
     threshold = a.state[2 * head].prefix;
-    inclusive = a.rule != 0 || a.state[2 * head].complete;
+    inclusive = a.state[2 * head].complete != 0;
   }
-  __device__ __forceinline__ u32 word(int i, int w) const {
-    const int j = w * 32 + (threadIdx.x & 31);
-    bool keep = false;
-    if (j <= i) {
-      const int o = i - j;
-      keep = (v_bits[w] >> (j & 31) & 1) || (s_bits[o >> 5] >> (o & 31) & 1);
-      if (p && !keep) {
-        const u32 x = __float_as_uint(p[j]);
-        keep = inclusive ? x >= threshold : x > threshold;
-      }
+  // Called by the whole warp with w = w0 + lane.
+  __device__ __forceinline__ u32 word(int i, int w0) const {
+    const int lane = threadIdx.x & 31, w = w0 + lane, end = i / 32;
+    u32 x = 0;
+    if (w <= end) {
+      // s_bits are stored from the largest offset down: column j of row i is bit blocks - 1 - i + j.
+      const int at = blocks - 1 - i + 32 * w;
+      x = v_bits[w] | __funnelshift_r(s_bits[at >> 5], s_bits[(at >> 5) + 1], at & 31);
+      if (w == end && (i & 31) < 31) x &= (2u << (i & 31)) - 1;
     }
-    return __ballot_sync(~0u, keep);
+    if (p)
+      for (int t = 0; t < 32 && w0 + t <= end; ++t) {
+        const int j = (w0 + t) * 32 + lane;
+        const u32 bits = j <= i ? __float_as_uint(p[j]) : 0;
+        const u32 kept = __ballot_sync(~0u, j <= i && (inclusive ? bits >= threshold : bits > threshold));
+        if (t == lane) x |= kept;
+      }
+    return x;
   }
 };
 
@@ -305,7 +313,8 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_count(const __grid_
     const int head = row / a.blocks, i = row % a.blocks;
     const RowMask mask(a, head, i);
     int count = 0;
-    for (int w = 0; w <= i / 32; ++w) count += __popc(mask.word(i, w));
+    for (int w = 0; w <= i / 32; w += 32) count += __popc(mask.word(i, w));
+    for (int o = 16; o; o >>= 1) count += __shfl_xor_sync(~0u, count, o);
     if ((threadIdx.x & 31) == 0) a.row_ptr[row + 1] = count;
   }
   if (!last_block(a.done + heads_of(a), gridDim.x)) return;
@@ -348,9 +357,15 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_fill(const __grid_c
   const int head = row / a.blocks, i = row % a.blocks;
   const RowMask mask(a, head, i);
   int at = a.row_ptr[row];
-  for (int w = 0; w <= i / 32; ++w) {
-    const u32 x = mask.word(i, w);
-    if (x >> lane & 1) a.cols[at + __popc(x & ((1u << lane) - 1))] = w * 32 + lane;
-    at += __popc(x);
+  for (int w = 0; w <= i / 32; w += 32) {
+    u32 x = mask.word(i, w);
+    const int mine = __popc(x);
+    int sum = mine;
+    for (int o = 1; o < 32; o <<= 1) {
+      const int y = __shfl_up_sync(~0u, sum, o);
+      if (lane >= o) sum += y;
+    }
+    for (int to = at + sum - mine; x; x &= x - 1) a.cols[to++] = (w + lane) * 32 + __ffs(x) - 1;
+    at += __shfl_sync(~0u, sum, 31);
   }
 }

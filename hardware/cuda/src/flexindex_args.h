@@ -1,0 +1,45 @@
+// Arguments of the FlexPrefill index, read by the kernels and, through cgo, by the host.
+// Heads run over batch x q_heads; n tokens in `blocks` blocks of `block` (64 or 128) tokens.
+#ifndef TRIVIUM_FLEXINDEX_ARGS_H
+#define TRIVIUM_FLEXINDEX_ARGS_H
+
+#include "device_pointer.h"
+
+enum { kBins1 = 2048, kBins2 = 1024 };  // bits 30..20, then 19..10, then 9..0 of a non-negative float
+
+typedef struct IndexState {  // one of the two threshold searches of a head
+  double above_sum;  // sum of the values above the range still in question
+  unsigned int above_count, prefix, done, complete;
+} IndexState;
+
+typedef struct IndexArgs {
+  DEVICE(const void) q;                      // [batch, q_heads, n, d], strides below in elements, d contiguous
+  DEVICE(const void) k;                      // [batch, kv_heads, n, d]
+  DEVICE(float) partial;                     // [heads, splits, block, 2]: running maximum and sum of each probe row, log2 units
+  DEVICE(float) scores;                      // [heads, block, n], only for the plain kernels
+  DEVICE(float) vertical;                    // [heads, n]: mean probability of each key
+  DEVICE(float) slash;                       // [heads, n]: mean probability at each distance
+  DEVICE(float) k_mean;                      // [batch, kv_heads, blocks, d]
+  DEVICE(float) v_pool;                      // [heads, blocks]
+  DEVICE(float) s_pool;                      // [heads, blocks], by block offset
+  DEVICE(float) estimate;                    // [heads, blocks]: softmax of the mean probe against the pooled keys
+  DEVICE(float) js;                          // [heads]: square root of the Jensen-Shannon divergence
+  DEVICE(int) aware;                         // [heads]: 1 = query-aware
+  DEVICE(float) block_p;                     // [heads, blocks (blocks + 1) / 2]: row-wise softmax of pooled scores, query-aware heads only
+  DEVICE(unsigned int) hist_count;           // [3, 2 heads, kBins1]
+  DEVICE(unsigned long long) hist_low;       // [3, 2 heads, kBins1]: sums of the low bits
+  DEVICE(IndexState) state;                  // [2 heads]
+  DEVICE(unsigned int) done;                 // [heads + 1]: blocks finished, left zero
+  DEVICE(unsigned int) v_bits;               // [heads, words]
+  DEVICE(unsigned int) s_bits;               // [heads, words + 1], from the largest block offset down
+  DEVICE(int) row_ptr;                       // [heads * blocks + 1]
+  DEVICE(int) cols;                          // capacity heads * blocks (blocks + 1) / 2
+  long long q_batch, q_head, q_row, k_batch, k_head, k_row;
+  int batch, q_heads, kv_heads, n, d, block, blocks, splits, tiles_per_split, words;
+  int min_blocks, max_blocks;
+  int rule;               // 0: as the released code, 1: fixed (budgets in blocks of `block`, diagonals cut at its multiples, 0 log 0 = 0)
+  int interleave;         // query head h reads key head h % kv_heads
+  float gamma, tau, scale;
+} IndexArgs;
+
+#endif
