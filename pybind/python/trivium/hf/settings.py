@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from trivium._attention import Attention
 from trivium._errors import InvalidArgument
-from trivium.attention import Attention
 from trivium.hf.rotary import Rotary
 from trivium.positions import Position, PositionPlan
 
