@@ -3,7 +3,7 @@ package flexprefill
 import (
 	"math"
 
-	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
 
@@ -18,11 +18,11 @@ func (h head) distance() float64 {
 	for j := range estimate {
 		estimate[j] = math.Inf(-1)
 		if j >= low {
-			estimate[j] = h.scale * kernel.Dot(mean, h.keys.Data[j*h.keys.Dim:])
+			estimate[j] = h.scale * mass.Dot(mean, h.keys.Data[j*h.keys.Dim:])
 		}
 	}
-	softmax(estimate)
-	truth := blockSums(h.scores.Columns, h.block, blocks)
+	mass.Softmax(estimate)
+	truth := mass.Blocks(h.scores.Columns, h.block, blocks)
 	return h.jensenShannon(estimate, truth)
 }
 
@@ -60,30 +60,4 @@ func (h head) meanQuery() []float32 {
 		mean[c] /= float32(h.scores.Rows)
 	}
 	return mean
-}
-
-// blockSums adds up values over blocks, of which there are count.
-func blockSums(values []float32, block, count int) []float64 {
-	sums := make([]float64, count)
-	for i, v := range values {
-		if i/block >= count {
-			break
-		}
-		sums[i/block] += float64(v)
-	}
-	return sums
-}
-
-func softmax(x []float64) {
-	top, sum := math.Inf(-1), 0.0
-	for _, v := range x {
-		top = max(top, v)
-	}
-	for i, v := range x {
-		x[i] = math.Exp(v - top)
-		sum += x[i]
-	}
-	for i := range x {
-		x[i] /= sum
-	}
 }

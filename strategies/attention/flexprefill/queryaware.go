@@ -3,7 +3,7 @@ package flexprefill
 import (
 	"math"
 
-	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 )
 
 // keepQueryAware keeps the tiles with the largest probability, rows softmaxed
@@ -18,19 +18,19 @@ func (h head) keepQueryAware() {
 		for j := range row64 {
 			row64[j] = math.Inf(-1)
 			if j >= low && j < high {
-				row64[j] = h.scale * kernel.Dot(query, h.keys.Data[j*h.keys.Dim:])
+				row64[j] = h.scale * mass.Dot(query, h.keys.Data[j*h.keys.Dim:])
 			}
 		}
-		softmax(row64)
+		mass.Softmax(row64)
 		for j := low; j < high; j++ {
 			probability[row*h.KeyBlocks+j] = float32(row64[j])
 		}
 	}
-	count := cover(probability, h.gamma*float64(h.QueryBlocks))
+	count := mass.Cover(probability, h.gamma*float64(h.QueryBlocks))
 	if h.rule == "paper" {
 		count++
 	}
-	for _, at := range largest(probability, min(count, len(probability))) {
+	for _, at := range mass.Largest(probability, min(count, len(probability))) {
 		h.Keep(at/h.KeyBlocks, at%h.KeyBlocks)
 	}
 }

@@ -17,7 +17,7 @@ type Call struct {
 	Params  core.Params
 	Heads   int // query heads
 	Problem *hardware.Problem
-	Session hardware.Session
+	Session hardware.Session // runs on all threads by itself; one operation at a time
 
 	info     core.Info
 	kernel   *Kernel

@@ -8,6 +8,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/promise"
 )
 
@@ -50,7 +51,7 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		slot := c.Slot(h.Sequence, h.Head)
 		force(h)
 		forced := h.Count()
-		rule := samples[slot].head(h, masses[slot])
+		rule := samples[slot].head(h, masses[slot].Mass)
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
 		rule.Similarity = c.similarity(h.Tiles, queries[slot], keys[c.KeySlot(h.Sequence, h.Head)])
 		h.keep(rule.Find(), forced)
@@ -193,10 +194,10 @@ func (d drawing) sparse(keys int) sample {
 }
 
 // head makes the rule's input of the probed mass.
-func (s sample) head(h *Head, mass hardware.RowMass) *promise.Head {
+func (s sample) head(h *Head, rows []float32) *promise.Head {
 	probes := make([]promise.Probe, len(s.rows))
 	for i := range probes {
-		probes[i] = promise.Probe{Row: s.blocks[i], Mass: mass.Mass[i*h.KeyBlocks : (i+1)*h.KeyBlocks]}
+		probes[i] = promise.Probe{Row: s.blocks[i], Mass: rows[i*h.KeyBlocks : (i+1)*h.KeyBlocks]}
 	}
 	rule := &promise.Head{Tiles: h.Tiles, QueryBlocks: h.QueryBlocks, KeyBlocks: h.KeyBlocks, Z: s.z, Score: probes[:s.scoring]}
 	if s.scoring < len(probes) {
@@ -213,7 +214,7 @@ func (c *Call) similarity(t *Tiles, queries, keys hardware.Pooled) [][]float32 {
 		all[i] = make([]float32, keys.Blocks)
 		low, high := t.Visible(i)
 		for j := low; j < high; j++ {
-			all[i][j] = float32(c.Request.Scale * Dot(queries.Data[i*queries.Dim:(i+1)*queries.Dim], keys.Data[j*keys.Dim:]))
+			all[i][j] = float32(c.Request.Scale * mass.Dot(queries.Data[i*queries.Dim:(i+1)*queries.Dim], keys.Data[j*keys.Dim:]))
 		}
 	}
 	return all

@@ -64,6 +64,15 @@ func (t *Tiles) KeepSlash(distance int) {
 	}
 }
 
+// KeepDiagonal adds the tiles that pairs at a distance in tokens lie in: two of
+// each row, unless the distance is a whole number of blocks.
+func (t *Tiles) KeepDiagonal(distance int) {
+	t.KeepSlash(distance / t.BlockSize)
+	if distance%t.BlockSize != 0 {
+		t.KeepSlash(distance/t.BlockSize + 1)
+	}
+}
+
 // KeepRange adds key blocks [low, high) for one query block.
 func (t *Tiles) KeepRange(row, low, high int) {
 	first, limit := t.Visible(row)

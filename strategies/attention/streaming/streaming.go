@@ -8,6 +8,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/pattern"
 )
 
 // New makes the strategy on a kernel.
@@ -39,16 +40,7 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	return call.Choose(ctx, size, func(h *kernel.Head) error {
 		h.Report.Pattern = "streaming"
 		sequence := &call.Problem.Sequences[h.Sequence]
-		end := sequence.Offset + sequence.Query[h.Head].Rows
-		for row := range h.QueryBlocks {
-			first := h.Diagonal(row) * size      // the position of the block's first query
-			if min(first+size, end) > end-last { // it holds one of the last queries
-				h.KeepRow(row)
-				continue
-			}
-			h.KeepRange(row, 0, (sink+size-1)/size)
-			h.KeepRange(row, max(0, first-recent+1)/size, (first+size+recent-2)/size+1)
-		}
+		pattern.Streaming(h, sequence.Offset+sequence.Query[h.Head].Rows, sink, recent, last)
 		return nil
 	})
 }

@@ -1,10 +1,11 @@
-package flexprefill
+// Package mass picks what is heaviest: tokens, blocks of tokens, tiles.
+package mass
 
 import "math"
 
-// cover counts how many of the largest values can be added up without the sum
+// Cover counts how many of the largest values can be added up without the sum
 // exceeding target. Values are not negative.
-func cover(values []float32, target float64) int {
+func Cover(values []float32, target float64) int {
 	cut, count, sum := descend(values, func(_ int, sum float64) bool { return !(sum > target) })
 	for cut > 0 && sum+float64(cut) <= target {
 		count, sum = count+1, sum+float64(cut)
@@ -12,9 +13,9 @@ func cover(values []float32, target float64) int {
 	return count
 }
 
-// largest finds the count largest values; of equals the lower index. The
+// Largest finds the count largest values; of equals the lower index. The
 // indices rise.
-func largest(values []float32, count int) []int {
+func Largest(values []float32, count int) []int {
 	cut, above, _ := descend(values, func(n int, _ float64) bool { return n <= count })
 	equal := count - above
 	chosen := make([]int, 0, count)

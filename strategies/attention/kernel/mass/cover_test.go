@@ -1,4 +1,4 @@
-package flexprefill
+package mass
 
 import (
 	"slices"
@@ -28,7 +28,7 @@ func TestCoverIsThatOfASort(t *testing.T) {
 			}
 			want++
 		}
-		if got := cover(values, target); got != want {
+		if got := Cover(values, target); got != want {
 			t.Fatalf("%d values fit into %g, want %d", got, target, want)
 		}
 	})
@@ -51,7 +51,7 @@ func TestLargestIsThatOfASort(t *testing.T) {
 			return 0
 		})
 		want := slices.Sorted(slices.Values(order[:count]))
-		if got := largest(values, count); !slices.Equal(got, want) {
+		if got := Largest(values, count); !slices.Equal(got, want) {
 			t.Fatalf("largest %d: %v, want %v", count, got, want)
 		}
 	})
@@ -63,6 +63,6 @@ func BenchmarkCover(b *testing.B) {
 		values[i] = 1 / float32(i*7919%len(values)+1)
 	}
 	for b.Loop() {
-		cover(values, 8)
+		Cover(values, 8)
 	}
 }

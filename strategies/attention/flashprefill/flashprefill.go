@@ -1,0 +1,125 @@
+// Package flashprefill holds every query against the mean of each key block and
+// keeps the blocks that come near the best one: no sort, no cumulative sum
+// (FlashPrefill, arXiv 2603.06199).
+package flashprefill
+
+import (
+	"context"
+	"math"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
+	"github.com/trivium-ml/trivium/strategies/internal/dtype"
+)
+
+// New makes the strategy on a kernel.
+func New(k *kernel.Kernel) core.AttentionStrategy {
+	return k.Strategy(core.Info{
+		Name:    "flashprefill",
+		Summary: "per query block the key blocks that score at least alpha of the best",
+		Paper:   "arXiv:2603.06199",
+		Parameters: kernel.WithCoverage([]core.Parameter{
+			{Name: "alpha", Type: core.Float, Default: 0.12, Min: core.Bound(0), Max: core.Bound(1), PerHead: true, Doc: "share of the best score; .18 for Llama-3.1-8B, .08 for Qwen2.5-7B, .12 for Qwen3-30B"},
+			{Name: "sink_blocks", Type: core.Int, Default: int64(2), Unit: "blocks", Min: core.Bound(1), Doc: "first key blocks, always kept"},
+			{Name: "window_blocks", Type: core.Int, Default: int64(4), Unit: "blocks", Min: core.Bound(1), Doc: "nearest key blocks, always kept, the diagonal among them"},
+			{Name: "last_blocks", Type: core.Int, Default: int64(2), Unit: "blocks", Min: core.Bound(0), Doc: "last query blocks, which see everything; 2 in v1, 8 in v2"},
+			{Name: "min_blocks", Type: core.Int, Default: int64(0), Unit: "blocks", Min: core.Bound(0), Doc: "fewest key blocks to keep by score"},
+			{Name: "dense_layers", Type: core.Int, Default: int64(0), Unit: "layers", Min: core.Bound(0), Doc: "first layers, which stay dense; 4 in v2"},
+			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+		}),
+		Capabilities: core.Capabilities{ChunkRule: "superset"},
+		Notes: []string{
+			"Key blocks that lie wholly before the query block are scored; the mean correction of v2 for dropped blocks is not applied.",
+			"A query block keeps the same tiles in any chunk that holds it whole, and all of them when it is among the last of its chunk.",
+			"Scores are those of true positions, without the bands of a position plan.",
+		},
+	}, selectBlocks)
+}
+
+func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
+	size, err := call.BlockSize()
+	if err != nil {
+		return nil, err
+	}
+	if layer := call.Request.Layer; layer >= 0 && layer < call.Params.Int("dense_layers") {
+		return call.Dense("dense", "one of the first layers"), nil
+	}
+	if !call.Request.Causal {
+		return call.Dense("dense", "flashprefill selects for causal attention only"), nil
+	}
+	keys, err := call.Session.Pool(ctx, false, size)
+	if err != nil {
+		return nil, err
+	}
+	sinks, window, last := call.Params.Int("sink_blocks"), call.Params.Int("window_blocks"), call.Params.Int("last_blocks")
+	return call.Choose(ctx, size, func(h *kernel.Head) error {
+		h.Report.Pattern = "max_threshold"
+		sequence := &call.Problem.Sequences[h.Sequence]
+		s := scorer{Head: h, query: sequence.Query[h.Head], offset: sequence.Offset, scale: call.Request.Scale, keys: keys[call.KeySlot(h.Sequence, h.Head)]}
+		for row := range h.QueryBlocks {
+			if row >= h.QueryBlocks-last {
+				h.KeepRow(row)
+				continue
+			}
+			h.KeepRange(row, 0, sinks)
+			h.KeepRange(row, h.Diagonal(row)-window+1, h.Diagonal(row)+1)
+			keepByScore(h, row, s.scores(row), call.Params.FloatAt("alpha", h.Head), call.Params.Int("min_blocks"))
+		}
+		return ctx.Err()
+	})
+}
+
+// scorer holds the queries of one head against block means.
+type scorer struct {
+	*kernel.Head
+	query  hardware.Matrix
+	offset int
+	scale  float64
+	keys   hardware.Pooled
+}
+
+// scores is, for each key block before the query block, the sum over its
+// queries of the exponential of their logit, in units of the largest.
+func (s scorer) scores(row int) []float64 {
+	low, _ := s.Visible(row)
+	past := min(s.Diagonal(row), s.KeyBlocks)
+	first := max(0, s.Diagonal(row)*s.BlockSize-s.offset)
+	end := min(s.query.Rows, (s.Diagonal(row)+1)*s.BlockSize-s.offset)
+	logits, top := make([]float64, 0, past*(end-first)), math.Inf(-1)
+	query := make([]float32, s.query.Cols)
+	for r := first; r < end; r++ {
+		dtype.Row(query, s.query, r)
+		for j := range past {
+			logit := math.Inf(-1)
+			if j >= low {
+				logit = s.scale * mass.Dot(query, s.keys.Data[j*s.keys.Dim:])
+			}
+			logits, top = append(logits, logit), max(top, logit)
+		}
+	}
+	scores := make([]float64, past)
+	for i, logit := range logits {
+		scores[i%past] += math.Exp(logit - top)
+	}
+	return scores
+}
+
+// keepByScore keeps what reaches alpha of the best, and at least the best few.
+func keepByScore(h *kernel.Head, row int, scores []float64, alpha float64, fewest int) {
+	best := 0.0
+	for _, score := range scores {
+		best = max(best, score)
+	}
+	narrow := make([]float32, len(scores))
+	for j, score := range scores {
+		narrow[j] = float32(score)
+		if score >= alpha*best {
+			h.Keep(row, j)
+		}
+	}
+	for _, j := range mass.Largest(narrow, min(fewest, len(narrow))) {
+		h.Keep(row, j)
+	}
+}
