@@ -30,20 +30,22 @@ func (h *handles[T]) add(value T) int64 {
 func (h *handles[T]) find(id int64) (T, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.get(id)
+}
+
+func (h *handles[T]) take(id int64) (T, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	value, err := h.get(id)
+	delete(h.held, id)
+	return value, err
+}
+
+// get is called with the lock held.
+func (h *handles[T]) get(id int64) (T, error) {
 	value, ok := h.held[id]
 	if !ok {
 		return value, core.Errorf(core.ErrEngineClosed, "%s %d is closed", h.noun, id)
 	}
-	return value, nil
-}
-
-func (h *handles[T]) take(id int64) (T, error) {
-	value, err := h.find(id)
-	if err != nil {
-		return value, err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.held, id)
 	return value, nil
 }

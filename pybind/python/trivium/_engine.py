@@ -114,7 +114,7 @@ class Engine:
 
 
 def _close(handle: int) -> None:
-    _bridge.call("CloseEngine", handle)
+    _bridge.release("CloseEngine", handle)
 
 
 _lock = threading.Lock()

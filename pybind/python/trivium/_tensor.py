@@ -268,7 +268,11 @@ def _dtype_name(dtype: Any) -> str:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):
         return _TORCH_DTYPES.get(dtype) or _torch_name(dtype)
-    return np.dtype(dtype).name
+    try:
+        name: str = np.dtype(dtype).name
+    except TypeError as error:
+        raise InvalidArgument(f"dtype {dtype!r}: {error}") from None
+    return name
 
 
 def _empty_numpy(shape: list[int], name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

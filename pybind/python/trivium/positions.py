@@ -215,7 +215,7 @@ def _plan_from_result(result: dict[str, Any]) -> PositionPlan:
         ),
         _handle=result["id"],
     )
-    weakref.finalize(made, _bridge.call, "ForgetPlan", made._handle)
+    weakref.finalize(made, _bridge.release, "ForgetPlan", made._handle)
     return made
 
 
