@@ -60,7 +60,7 @@ func maskCapacity(req *core.AttentionRequest) int64 {
 	rows, columns := 0.0, 0.0
 	for _, s := range req.BlockExtents(blockSize) {
 		rows += heads * float64(s.QueryBlocks)
-		columns += heads * float64(s.QueryBlocks) * float64(s.KeyBlocks)
+		columns += heads * float64(s.Tiles(req.Causal))
 	}
 	if rows+columns > maxMaskMemory {
 		return maxMaskMemory
