@@ -87,6 +87,10 @@ def test_import_is_light():
     assert min(float(r[0]) for r in runs) < 0.5  # a machine under load; 0.06 s when idle
 
 
+def test_the_demo_has_its_data():
+    assert {f.name for f in (PACKAGE / "demo" / "data").iterdir()} >= {"emma.txt.xz", "pma-tiny.tar.xz"}
+
+
 def test_size():
-    total = sum(f.stat().st_size for f in (LIBRARY, BINARY))
-    assert total < 60 << 20
+    total = sum(f.stat().st_size for f in PACKAGE.rglob("*") if f.is_file())
+    assert total < 60 << 20  # about half of it zipped
