@@ -25,23 +25,25 @@ type Manifest struct {
 	path string // of the binary
 }
 
+const reinstall = "reinstall the package that ships it, or name the right path"
+
 // ReadManifest reads and checks a manifest. The binary is looked at when it is
 // started.
 func ReadManifest(path string) (*Manifest, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, core.Errorf(core.ErrPluginMissing, "plugin manifest %s does not exist", path).
-			WithHint("reinstall the package that ships it, or name the right path")
+			WithHint(reinstall)
 	}
 	if err != nil {
 		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest cannot be read: %w", err)
 	}
 	m := &Manifest{}
 	if err := json.Unmarshal(text, m); err != nil {
-		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err)
+		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err).WithHint(reinstall)
 	}
 	if err := m.check(); err != nil {
-		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err)
+		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err).WithHint(reinstall)
 	}
 	m.path = filepath.Join(filepath.Dir(path), m.File)
 	return m, nil

@@ -135,6 +135,17 @@ def stats() -> dict[str, Any]:
     return default_engine().stats()
 
 
+def _kernels() -> str:
+    """The backend that a call really runs on."""
+    import numpy as np
+
+    from trivium._attention import attention
+
+    x = np.ones((1, 1, 16, 16), dtype=np.float32)
+    backend: str = attention(x, x, x, strategy="dense", return_report=True)[1].backend
+    return backend
+
+
 @dataclass(frozen=True)
 class Doctor:
     """What this machine and installation can do; ``problems`` have a next step each."""
@@ -151,7 +162,7 @@ class Doctor:
 
 
 def doctor() -> Doctor:
-    """Check the installation: start every built-in plugin and ask what it runs on."""
+    """Check the installation: start every built-in plugin and run a small call on it."""
     from importlib.metadata import version
 
     versions = {"trivium": version("trivium"), "python": platform.python_version()}
@@ -163,7 +174,7 @@ def doctor() -> Doctor:
     started: list[dict[str, Any]] = []
     try:
         checked = _bridge.run("doctor", {"engine": default_engine().handle}, timeout=60)
-        machine = checked["machine"]
+        machine = {**checked["machine"], "kernels": _kernels()}
         started = checked["plugins"]
         problems += [f"{p['name']}: {p['error']}" for p in started if p.get("error")]
     except TriviumError as error:

@@ -1,0 +1,19 @@
+"""What the tests share: a seeded generator, tensors, the oracle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = int(os.environ.get("TRIVIUM_TEST_SEED", "0"))
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator of this test's own; its seed is printed when the test fails."""
+    print(f"TRIVIUM_TEST_SEED={SEED}")
+    return np.random.default_rng([SEED, *request.node.name.encode()])
