@@ -10,10 +10,16 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/trivium-ml/trivium/core"
+)
+
+const (
+	sealAttempts = 50
+	sealPause    = 10 * time.Millisecond
 )
 
 // Checksum is the SHA-256 of a file as manifests hold it, in lower-case hex.
@@ -69,10 +75,22 @@ func copyVerified(to, from *os.File, checksum string) error {
 			WithHint("build it with go build; a script cannot be run from a verified copy")
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	if err := seal(to, seals); err != nil {
 		return core.Errorf(core.ErrInternal, "seal the copy of the plugin binary: %w", err)
 	}
 	return nil
+}
+
+// seal adds seals to a memfd. The kernel itself may hold a page that was just
+// written for a moment longer, and then says that the file is busy.
+func seal(f *os.File, seals int) error {
+	for attempt := 1; ; attempt++ {
+		_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+		if err != unix.EBUSY || attempt == sealAttempts {
+			return err
+		}
+		time.Sleep(sealPause)
+	}
 }
 
 func unreadable(err error) *core.Error {

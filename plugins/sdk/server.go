@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/hashicorp/go-hclog"
@@ -35,11 +36,12 @@ func newServer(c Config, kind core.StrategyKind, table *shm.Table, log hclog.Log
 	return &server{config: c, kind: kind, registry: registry, table: table, log: log}, nil
 }
 
-// options bound what a host may send and guard every call.
+// options bound what a host may send and guard every call. Stream workers keep
+// their grown stacks from call to call.
 func (s *server) options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(plugins.MaxMessage), grpc.MaxSendMsgSize(plugins.MaxMessage),
-		grpc.ChainUnaryInterceptor(s.guard),
+		grpc.ChainUnaryInterceptor(s.guard), grpc.NumStreamWorkers(uint32(runtime.GOMAXPROCS(0))),
 	}
 }
 
