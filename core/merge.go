@@ -24,6 +24,27 @@ type Weigher interface {
 	Weights(ctx context.Context, req *WeightsRequest) ([]float64, error)
 }
 
+// Comparer is a MergeStrategy that can also say how the sources lie to each other.
+type Comparer interface {
+	MergeStrategy
+	// Compare multiplies the copies of each tensor with each other, in float64.
+	// It borrows the extents until it returns.
+	Compare(ctx context.Context, req *CompareRequest) (*CompareResponse, error)
+}
+
+// CompareRequest is a batch of tensors to compare.
+type CompareRequest struct {
+	Sources int
+	Tensors []MergeTensor // without outputs
+	Threads int           // 0: all the process may use
+}
+
+// CompareResponse has, for each tensor of the request, the matrix of inner
+// products of its copies: [sources, sources], row-major. It is zero for integers.
+type CompareResponse struct {
+	Products [][]float64
+}
+
 // WeightsRequest asks for the weights of a linear merge.
 type WeightsRequest struct {
 	Sources int       // how many, oldest first
@@ -58,6 +79,15 @@ type MergeTensor struct {
 type MergeOperand struct {
 	Dtype  tensor.Dtype
 	Extent tensor.Extent
+	Path   string // of the file, for messages: the extent may only know a descriptor
+}
+
+// Name is the file's path, as far as it is known.
+func (o MergeOperand) Name() string {
+	if o.Path != "" {
+		return o.Path
+	}
+	return o.Extent.File.Name()
 }
 
 // MergeResponse reports on a batch.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 
 	"github.com/trivium-ml/trivium/core/checkpoint"
 	"github.com/trivium-ml/trivium/core/tensor"
@@ -25,8 +26,9 @@ type MergeSpec struct {
 
 	Float64        bool // accumulate in float64
 	AllowNonFinite bool
-	Overwrite      bool // replace a checkpoint that is in Out
-	Resume         bool // go on with a killed merge of the same recipe
+	Overwrite      bool // replace a checkpoint, or an unfinished one, that is in Out
+	Resume         bool // go on with a killed merge of the same recipe, keep what is done if this one fails
+	Volatile       bool // do not wait for the disk: as safe from kills, not from power cuts
 	DryRun         bool // plan and check, write nothing
 	ShardBytes     int64
 	Threads        int
@@ -49,6 +51,8 @@ type MergeReport struct {
 	Resumed   int            `json:"resumed,omitempty"` // tensors that an earlier run had finished
 	BytesRead int64          `json:"bytes_read"`
 	Bytes     int64          `json:"bytes_written"`
+	DiskNeed  int64          `json:"disk_need"` // bytes, before the first is written
+	DiskFree  int64          `json:"disk_free"`
 	Seconds   float64        `json:"seconds"`
 	Backend   string         `json:"backend,omitempty"`
 	Warnings  []string       `json:"warnings,omitempty"`
@@ -87,20 +91,24 @@ func finite(info Info, name string, numbers []float64) error {
 
 // recipe identifies all that the result depends on, so that a killed merge is
 // only taken up by the same one. A source is known by its files' sizes and times.
-func (s *MergeSpec) recipe(folders []*checkpoint.Folder) (string, error) {
+func (m *merging) recipe(o *output) (string, error) {
 	type file struct {
 		Path     string
 		Size     int64
 		Modified int64
 	}
 	var files []file
-	for _, folder := range folders {
+	for _, folder := range m.folders {
 		for _, f := range folder.Files {
 			stat, err := os.Stat(f.Path)
 			if err != nil {
 				return "", Errorf(ErrCheckpoint, "%w", err)
 			}
-			files = append(files, file{f.Path, stat.Size(), stat.ModTime().UnixNano()})
+			path, err := filepath.Abs(f.Path)
+			if err != nil {
+				return "", Errorf(ErrCheckpoint, "%w", err)
+			}
+			files = append(files, file{path, stat.Size(), stat.ModTime().UnixNano()})
 		}
 	}
 	text, err := json.Marshal(struct {
@@ -109,9 +117,10 @@ func (s *MergeSpec) recipe(folders []*checkpoint.Folder) (string, error) {
 		Weights, Steps []float64
 		Dtype          string
 		Float64        bool
+		AllowNonFinite bool
 		ShardBytes     int64
 		Files          []file
-	}{s.Method, s.Params, s.Weights, s.Steps, s.Dtype.String(), s.Float64, s.ShardBytes, files})
+	}{o.method, o.params, o.weights, m.spec.Steps, o.dtype.String(), m.spec.Float64, m.spec.AllowNonFinite, m.spec.ShardBytes, files})
 	if err != nil {
 		return "", err
 	}

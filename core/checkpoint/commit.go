@@ -49,6 +49,9 @@ func (w *Writer) prepare() error {
 		}
 	}
 	for _, f := range w.files {
+		if w.volatile {
+			break
+		}
 		if err := f.f.Sync(); err != nil { // length and blocks too, not only the tensors
 			return system("commit", f.Path, err)
 		}
@@ -67,7 +70,7 @@ func (w *Writer) prepare() error {
 		return err
 	}
 	c := &commit{Side: w.side, Stale: stale}
-	if err := syncDir(w.dir); err != nil {
+	if err := w.syncDir(); err != nil {
 		return err
 	}
 	if err := w.journal.append(record{Commit: c}); err != nil {
@@ -119,7 +122,7 @@ func (w *Writer) publish() error {
 			return err
 		}
 	}
-	if err := syncDir(w.dir); err != nil {
+	if err := w.syncDir(); err != nil {
 		return err
 	}
 	names := slices.Clone(w.side)
@@ -142,7 +145,7 @@ func (w *Writer) rename(names ...string) error {
 			return system("commit", filepath.Join(w.dir, name), err)
 		}
 	}
-	return syncDir(w.dir)
+	return w.syncDir()
 }
 
 func (w *Writer) unlink(name string) error {

@@ -23,13 +23,16 @@ func (w *Writer) removeMade() error {
 	return os.Remove(w.dir)
 }
 
+// Unfinished reports whether dir holds the journal of a write that was not committed.
+func Unfinished(dir string) bool { return exists(filepath.Join(dir, journalName)) }
+
 // Discard removes what a killed writer left in dir. A folder whose commit had begun
 // may then hold no loadable checkpoint.
 func Discard(dir string) error {
-	if !exists(filepath.Join(dir, journalName)) {
+	if !Unfinished(dir) {
 		return nil
 	}
-	j, _, err := openJournal(dir)
+	j, _, err := openJournal(dir, false)
 	if err != nil {
 		return err
 	}
@@ -57,6 +60,14 @@ func removeTraces(dir string) error {
 
 func isPartial(name string) bool {
 	return strings.HasPrefix(name, ".trivium-") && strings.HasSuffix(name, ".partial")
+}
+
+// syncDir waits until the folder's names are on the disk.
+func (w *Writer) syncDir() error {
+	if w.volatile {
+		return nil
+	}
+	return syncDir(w.dir)
 }
 
 func syncDir(dir string) error {

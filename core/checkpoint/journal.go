@@ -22,6 +22,7 @@ type record struct {
 	Plan      string  `json:"plan,omitempty"`
 	Overwrite bool    `json:"overwrite,omitempty"`
 	Done      string  `json:"done,omitempty"`   // a tensor whose bytes are on the disk
+	Note      string  `json:"note,omitempty"`   // the caller's, on Done
 	Commit    *commit `json:"commit,omitempty"` // every byte is on the disk, renaming begins
 }
 
@@ -35,13 +36,14 @@ const journalVersion = 1
 
 // journal is open and locked: one writer per folder, until Close or death.
 type journal struct {
-	f   *os.File
-	end int64 // of the last good record
+	f        *os.File
+	end      int64 // of the last good record
+	volatile bool
 }
 
 // openJournal locks the folder's journal, creating it if needed, and returns its
 // good records. A torn tail, left by a crash, is cut off: what it said is done again.
-func openJournal(dir string) (*journal, []record, error) {
+func openJournal(dir string, volatile bool) (*journal, []record, error) {
 	path := filepath.Join(dir, journalName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -56,7 +58,7 @@ func openJournal(dir string) (*journal, []record, error) {
 		f.Close()
 		return nil, nil, system("resume", path, err)
 	}
-	j := &journal{f: f}
+	j := &journal{f: f, volatile: volatile}
 	records := j.parse(text)
 	if err := f.Truncate(j.end); err != nil {
 		f.Close()
@@ -123,6 +125,10 @@ func (j *journal) append(records ...record) error {
 	}
 	if _, err := j.f.WriteAt(b.Bytes(), j.end); err != nil {
 		return system("write", j.f.Name(), err)
+	}
+	if j.volatile {
+		j.end += int64(b.Len())
+		return nil
 	}
 	if err := unix.Fdatasync(int(j.f.Fd())); err != nil {
 		return system("write", j.f.Name(), err)

@@ -30,13 +30,13 @@ func (w *Writer) matches(r record, o Options) error {
 	e := &Error{Op: "resume", File: w.dir, Err: ErrInProgress}
 	switch {
 	case !o.Resume:
-		e.Reason, e.Hint = "holds an unfinished write", "resume it, or discard it first"
+		e.Reason, e.Hint = "holds an unfinished write", "resume it, or overwrite it"
 	case r.Version != journalVersion:
-		e.Reason, e.Hint = fmt.Sprintf("the journal has version %d, want %d", r.Version, journalVersion), "resume with the program that began it, or discard it first"
+		e.Reason, e.Hint = fmt.Sprintf("the journal has version %d, want %d", r.Version, journalVersion), "resume with the program that began it, or overwrite it"
 	case r.Recipe != o.Recipe:
-		e.Reason, e.Hint, e.Err = "the unfinished write here has another recipe", "resume with the recipe that began it, or discard it first", ErrRecipe
+		e.Reason, e.Hint, e.Err = "the unfinished write here has another recipe", "resume with the recipe that began it, or overwrite it", ErrRecipe
 	case r.Plan != w.plan.digest():
-		e.Reason, e.Hint, e.Err = "the unfinished write here has other tensors or shards", "resume with the settings that began it, or discard it first", ErrRecipe
+		e.Reason, e.Hint, e.Err = "the unfinished write here has other tensors or shards", "resume with the settings that began it, or overwrite it", ErrRecipe
 	default:
 		return nil
 	}
@@ -50,6 +50,9 @@ func (w *Writer) replay(records []record) {
 			w.commit, w.side = r.Commit, slices.Clone(r.Commit.Side)
 		} else {
 			w.done[r.Done] = true
+			if r.Note != "" {
+				w.notes[r.Done] = r.Note
+			}
 		}
 	}
 }
@@ -64,7 +67,7 @@ func (w *Writer) openShards() error {
 		w.files = append(w.files, f)
 		w.tensors = append(w.tensors, f.Tensors...)
 	}
-	return syncDir(w.dir)
+	return w.syncDir()
 }
 
 // openShard opens an intact file of an earlier run or makes a new one.

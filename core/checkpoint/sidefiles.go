@@ -78,6 +78,9 @@ func (w *Writer) stage(name string, data []byte) error {
 	if _, err := f.Write(data); err != nil {
 		return system("write", path, err)
 	}
+	if w.volatile {
+		return nil
+	}
 	if err := f.Sync(); err != nil {
 		return system("write", path, err)
 	}

@@ -36,6 +36,28 @@ func Forecast(plan *Plan, dir string) (Space, error) {
 	return s, nil
 }
 
+// Preflight refuses what Create would refuse, and writes nothing: a folder that holds
+// something, an unfinished write of other work, too little space.
+func Preflight(plan *Plan, o Options) error {
+	w := &Writer{dir: o.Dir, plan: plan, overwrite: o.Overwrite}
+	if Unfinished(o.Dir) && (o.Resume || !o.Overwrite) {
+		text, err := os.ReadFile(filepath.Join(o.Dir, journalName))
+		if err != nil {
+			return system("resume", o.Dir, err)
+		}
+		if records := new(journal).parse(text); len(records) > 0 {
+			if err := w.matches(records[0], o); err != nil {
+				return err
+			}
+		}
+	} else if exists(o.Dir) {
+		if err := w.refuseExisting(); err != nil {
+			return err
+		}
+	}
+	return checkSpace(plan, o.Dir)
+}
+
 func checkSpace(plan *Plan, dir string) error {
 	s, err := Forecast(plan, dir)
 	if err != nil || s.Free >= s.Need {

@@ -15,6 +15,7 @@ type Options struct {
 	Recipe    string // hash of everything the tensors' values depend on
 	Overwrite bool   // the folder may hold files: its weights and side files go, the rest stays
 	Resume    bool   // continue a killed write of the same recipe, if there is one
+	Volatile  bool   // do not wait for the disk: a killed process loses nothing, a power cut may lose all
 	SyncBytes int64  // record completed tensors after this many bytes; 0 means 1 GiB
 }
 
@@ -28,6 +29,7 @@ type Writer struct {
 	dir       string
 	plan      *Plan
 	overwrite bool
+	volatile  bool
 	syncBytes int64
 	made      bool // the folder is ours to remove
 	files     []*File
@@ -36,7 +38,8 @@ type Writer struct {
 
 	mu           sync.Mutex
 	done         map[string]bool
-	pending      []*Tensor // done, not yet recorded
+	notes        map[string]string // on tensors that are done or pending
+	pending      []*Tensor         // done, not yet recorded
 	pendingBytes int64
 	side         []string // staged side files
 	commit       *commit  // not nil once recorded
@@ -52,16 +55,20 @@ func Create(plan *Plan, o Options) (*Writer, error) {
 			return nil, err
 		}
 	}
-	w := &Writer{dir: o.Dir, plan: plan, overwrite: o.Overwrite, syncBytes: o.SyncBytes, done: map[string]bool{}, made: !exists(o.Dir)}
+	w := &Writer{dir: o.Dir, plan: plan, overwrite: o.Overwrite, volatile: o.Volatile, syncBytes: o.SyncBytes,
+		done: map[string]bool{}, notes: map[string]string{}, made: !exists(o.Dir)}
 	if w.syncBytes <= 0 {
 		w.syncBytes = 1 << 30
+	}
+	if w.volatile {
+		w.syncBytes = 1 // recording costs nothing
 	}
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, system("write", o.Dir, err)
 	}
 	var records []record
 	var err error
-	if w.journal, records, err = openJournal(o.Dir); err != nil {
+	if w.journal, records, err = openJournal(o.Dir, o.Volatile); err != nil {
 		return nil, errors.Join(err, w.removeMade())
 	}
 	if len(records) > 0 {
@@ -116,16 +123,29 @@ func (w *Writer) Completed(name string) bool {
 	return w.done[name]
 }
 
+// Note is what DoneWith was told of a tensor, in this run or the one it resumed.
+func (w *Writer) Note(name string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.notes[name]
+}
+
 // Done says that all bytes of t are written, by whichever process. It waits for
 // the disk once per Options.SyncBytes.
-func (w *Writer) Done(t *Tensor) error {
-	if t.Size > 0 { // 0 would mean the rest of the file
+func (w *Writer) Done(t *Tensor) error { return w.DoneWith(t, "") }
+
+// DoneWith is Done with a note for whoever resumes the write.
+func (w *Writer) DoneWith(t *Tensor, note string) error {
+	if t.Size > 0 && !w.volatile { // 0 would mean the rest of the file
 		// The disk begins to work now, so that there is less to wait for later. This is
 		// advice: whether the bytes have arrived is what sync asks.
 		_ = unix.SyncFileRange(t.File.FD(), t.Offset, t.Size, unix.SYNC_FILE_RANGE_WRITE)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if note != "" {
+		w.notes[t.Name] = note
+	}
 	w.pending = append(w.pending, t)
 	w.pendingBytes += t.Size
 	if w.pendingBytes < w.syncBytes {
@@ -148,14 +168,14 @@ func (w *Writer) sync() error {
 	synced := map[*File]bool{}
 	records := make([]record, 0, len(w.pending))
 	for _, t := range w.pending {
-		if !synced[t.File] {
+		if !synced[t.File] && !w.volatile {
 			// The kernel finds pages dirtied through any mapping of the file, in any process.
 			if err := unix.Fdatasync(t.File.FD()); err != nil {
 				return system("write", t.File.Path, err)
 			}
 			synced[t.File] = true
 		}
-		records = append(records, record{Done: t.Name})
+		records = append(records, record{Done: t.Name, Note: w.notes[t.Name]})
 	}
 	if err := w.journal.append(records...); err != nil {
 		return err

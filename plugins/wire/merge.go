@@ -88,7 +88,7 @@ func encodeOperand(o core.MergeOperand, writable bool, place Placement) (*pb.Fil
 	if err != nil {
 		return nil, err
 	}
-	return &pb.FileRef{FileId: id, Offset: offset, Size: o.Extent.Size, Dtype: pb.Dtype(o.Dtype), Writable: writable}, nil
+	return &pb.FileRef{FileId: id, Offset: offset, Size: o.Extent.Size, Dtype: pb.Dtype(o.Dtype), Writable: writable, Path: o.Path}, nil
 }
 
 // DecodeMerge reads a batch of tensors to merge.
@@ -180,7 +180,7 @@ func decodeOperand(m *pb.MergeTensor, ref *pb.FileRef, memory Memory, writable b
 	if err != nil {
 		return core.MergeOperand{}, core.Invalid("", "message: %s: %s", m.GetName(), err)
 	}
-	return core.MergeOperand{Dtype: dtype, Extent: extent}, nil
+	return core.MergeOperand{Dtype: dtype, Extent: extent, Path: ref.GetPath()}, nil
 }
 
 // EncodeMergeResponse converts the report on a batch.

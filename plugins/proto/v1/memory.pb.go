@@ -281,6 +281,7 @@ type FileRef struct {
 	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`     // bytes
 	Dtype         Dtype                  `protobuf:"varint,4,opt,name=dtype,proto3,enum=trivium.v1.Dtype" json:"dtype,omitempty"`
 	Writable      bool                   `protobuf:"varint,5,opt,name=writable,proto3" json:"writable,omitempty"`
+	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // of the file, for messages; empty: unknown
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +351,13 @@ func (x *FileRef) GetWritable() bool {
 	return false
 }
 
+func (x *FileRef) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 var File_trivium_v1_memory_proto protoreflect.FileDescriptor
 
 const file_trivium_v1_memory_proto_rawDesc = "" +
@@ -374,13 +382,14 @@ const file_trivium_v1_memory_proto_rawDesc = "" +
 	"\x05dtype\x18\x04 \x01(\x0e2\x11.trivium.v1.DtypeR\x05dtype\x12\x14\n" +
 	"\x05shape\x18\x05 \x03(\x03R\x05shape\x12\x18\n" +
 	"\astrides\x18\x06 \x03(\x03R\astrides\x12\x16\n" +
-	"\x06device\x18\a \x01(\tR\x06device\"\x93\x01\n" +
+	"\x06device\x18\a \x01(\tR\x06device\"\xa7\x01\n" +
 	"\aFileRef\x12\x17\n" +
 	"\afile_id\x18\x01 \x01(\x04R\x06fileId\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12'\n" +
 	"\x05dtype\x18\x04 \x01(\x0e2\x11.trivium.v1.DtypeR\x05dtype\x12\x1a\n" +
-	"\bwritable\x18\x05 \x01(\bR\bwritable*\xb3\x02\n" +
+	"\bwritable\x18\x05 \x01(\bR\bwritable\x12\x12\n" +
+	"\x04path\x18\x06 \x01(\tR\x04path*\xb3\x02\n" +
 	"\x05Dtype\x12\x15\n" +
 	"\x11DTYPE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rDTYPE_FLOAT32\x10\x01\x12\x12\n" +

@@ -455,6 +455,232 @@ func (x *TensorReport) GetPolicy() string {
 	return ""
 }
 
+type CompareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CallId        uint64                 `protobuf:"varint,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"` // chosen by the host, unique in the process
+	Strategy      string                 `protobuf:"bytes,2,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	Sources       int64                  `protobuf:"varint,3,opt,name=sources,proto3" json:"sources,omitempty"`
+	Tensors       []*CompareTensor       `protobuf:"bytes,4,rep,name=tensors,proto3" json:"tensors,omitempty"`
+	Threads       int64                  `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"` // 0: all the process may use
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareRequest) Reset() {
+	*x = CompareRequest{}
+	mi := &file_trivium_v1_merge_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareRequest) ProtoMessage() {}
+
+func (x *CompareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_merge_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
+func (*CompareRequest) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_merge_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CompareRequest) GetCallId() uint64 {
+	if x != nil {
+		return x.CallId
+	}
+	return 0
+}
+
+func (x *CompareRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *CompareRequest) GetSources() int64 {
+	if x != nil {
+		return x.Sources
+	}
+	return 0
+}
+
+func (x *CompareRequest) GetTensors() []*CompareTensor {
+	if x != nil {
+		return x.Tensors
+	}
+	return nil
+}
+
+func (x *CompareRequest) GetThreads() int64 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+// One tensor: its copy in every source.
+type CompareTensor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Shape         []int64                `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	Inputs        []*FileRef             `protobuf:"bytes,3,rep,name=inputs,proto3" json:"inputs,omitempty"` // one for each source
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareTensor) Reset() {
+	*x = CompareTensor{}
+	mi := &file_trivium_v1_merge_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareTensor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareTensor) ProtoMessage() {}
+
+func (x *CompareTensor) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_merge_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareTensor.ProtoReflect.Descriptor instead.
+func (*CompareTensor) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_merge_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CompareTensor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CompareTensor) GetShape() []int64 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *CompareTensor) GetInputs() []*FileRef {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
+}
+
+type CompareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tensors       []*Gram                `protobuf:"bytes,1,rep,name=tensors,proto3" json:"tensors,omitempty"` // in the order of the request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareResponse) Reset() {
+	*x = CompareResponse{}
+	mi := &file_trivium_v1_merge_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareResponse) ProtoMessage() {}
+
+func (x *CompareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_merge_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareResponse.ProtoReflect.Descriptor instead.
+func (*CompareResponse) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_merge_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CompareResponse) GetTensors() []*Gram {
+	if x != nil {
+		return x.Tensors
+	}
+	return nil
+}
+
+// The inner products of one tensor's copies.
+type Gram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Products      []float64              `protobuf:"fixed64,1,rep,packed,name=products,proto3" json:"products,omitempty"` // [sources, sources], symmetric
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gram) Reset() {
+	*x = Gram{}
+	mi := &file_trivium_v1_merge_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gram) ProtoMessage() {}
+
+func (x *Gram) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_merge_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gram.ProtoReflect.Descriptor instead.
+func (*Gram) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_merge_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Gram) GetProducts() []float64 {
+	if x != nil {
+		return x.Products
+	}
+	return nil
+}
+
 var File_trivium_v1_merge_proto protoreflect.FileDescriptor
 
 const file_trivium_v1_merge_proto_rawDesc = "" +
@@ -501,10 +727,25 @@ const file_trivium_v1_merge_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"non_finite\x18\x02 \x03(\x03R\tnonFinite\x12\x16\n" +
-	"\x06policy\x18\x03 \x01(\tR\x06policy2\x90\x01\n" +
+	"\x06policy\x18\x03 \x01(\tR\x06policy\"\xae\x01\n" +
+	"\x0eCompareRequest\x12\x17\n" +
+	"\acall_id\x18\x01 \x01(\x04R\x06callId\x12\x1a\n" +
+	"\bstrategy\x18\x02 \x01(\tR\bstrategy\x12\x18\n" +
+	"\asources\x18\x03 \x01(\x03R\asources\x123\n" +
+	"\atensors\x18\x04 \x03(\v2\x19.trivium.v1.CompareTensorR\atensors\x12\x18\n" +
+	"\athreads\x18\x05 \x01(\x03R\athreads\"f\n" +
+	"\rCompareTensor\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05shape\x18\x02 \x03(\x03R\x05shape\x12+\n" +
+	"\x06inputs\x18\x03 \x03(\v2\x13.trivium.v1.FileRefR\x06inputs\"=\n" +
+	"\x0fCompareResponse\x12*\n" +
+	"\atensors\x18\x01 \x03(\v2\x10.trivium.v1.GramR\atensors\"\"\n" +
+	"\x04Gram\x12\x1a\n" +
+	"\bproducts\x18\x01 \x03(\x01R\bproducts2\xd4\x01\n" +
 	"\fMergeService\x12B\n" +
 	"\aWeights\x12\x1a.trivium.v1.WeightsRequest\x1a\x1b.trivium.v1.WeightsResponse\x12<\n" +
-	"\x05Merge\x12\x18.trivium.v1.MergeRequest\x1a\x19.trivium.v1.MergeResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
+	"\x05Merge\x12\x18.trivium.v1.MergeRequest\x1a\x19.trivium.v1.MergeResponse\x12B\n" +
+	"\aCompare\x12\x1a.trivium.v1.CompareRequest\x1a\x1b.trivium.v1.CompareResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
 
 var (
 	file_trivium_v1_merge_proto_rawDescOnce sync.Once
@@ -518,7 +759,7 @@ func file_trivium_v1_merge_proto_rawDescGZIP() []byte {
 	return file_trivium_v1_merge_proto_rawDescData
 }
 
-var file_trivium_v1_merge_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_trivium_v1_merge_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_trivium_v1_merge_proto_goTypes = []any{
 	(*WeightsRequest)(nil),  // 0: trivium.v1.WeightsRequest
 	(*WeightsResponse)(nil), // 1: trivium.v1.WeightsResponse
@@ -526,32 +767,41 @@ var file_trivium_v1_merge_proto_goTypes = []any{
 	(*MergeTensor)(nil),     // 3: trivium.v1.MergeTensor
 	(*MergeResponse)(nil),   // 4: trivium.v1.MergeResponse
 	(*TensorReport)(nil),    // 5: trivium.v1.TensorReport
-	nil,                     // 6: trivium.v1.WeightsRequest.ParamsEntry
-	nil,                     // 7: trivium.v1.MergeRequest.ParamsEntry
-	(*DoubleList)(nil),      // 8: trivium.v1.DoubleList
-	(*FileRef)(nil),         // 9: trivium.v1.FileRef
-	(*Value)(nil),           // 10: trivium.v1.Value
+	(*CompareRequest)(nil),  // 6: trivium.v1.CompareRequest
+	(*CompareTensor)(nil),   // 7: trivium.v1.CompareTensor
+	(*CompareResponse)(nil), // 8: trivium.v1.CompareResponse
+	(*Gram)(nil),            // 9: trivium.v1.Gram
+	nil,                     // 10: trivium.v1.WeightsRequest.ParamsEntry
+	nil,                     // 11: trivium.v1.MergeRequest.ParamsEntry
+	(*DoubleList)(nil),      // 12: trivium.v1.DoubleList
+	(*FileRef)(nil),         // 13: trivium.v1.FileRef
+	(*Value)(nil),           // 14: trivium.v1.Value
 }
 var file_trivium_v1_merge_proto_depIdxs = []int32{
-	6,  // 0: trivium.v1.WeightsRequest.params:type_name -> trivium.v1.WeightsRequest.ParamsEntry
+	10, // 0: trivium.v1.WeightsRequest.params:type_name -> trivium.v1.WeightsRequest.ParamsEntry
 	3,  // 1: trivium.v1.MergeRequest.tensors:type_name -> trivium.v1.MergeTensor
-	8,  // 2: trivium.v1.MergeRequest.weights:type_name -> trivium.v1.DoubleList
-	7,  // 3: trivium.v1.MergeRequest.params:type_name -> trivium.v1.MergeRequest.ParamsEntry
-	9,  // 4: trivium.v1.MergeTensor.inputs:type_name -> trivium.v1.FileRef
-	9,  // 5: trivium.v1.MergeTensor.base:type_name -> trivium.v1.FileRef
-	9,  // 6: trivium.v1.MergeTensor.outputs:type_name -> trivium.v1.FileRef
+	12, // 2: trivium.v1.MergeRequest.weights:type_name -> trivium.v1.DoubleList
+	11, // 3: trivium.v1.MergeRequest.params:type_name -> trivium.v1.MergeRequest.ParamsEntry
+	13, // 4: trivium.v1.MergeTensor.inputs:type_name -> trivium.v1.FileRef
+	13, // 5: trivium.v1.MergeTensor.base:type_name -> trivium.v1.FileRef
+	13, // 6: trivium.v1.MergeTensor.outputs:type_name -> trivium.v1.FileRef
 	5,  // 7: trivium.v1.MergeResponse.tensors:type_name -> trivium.v1.TensorReport
-	10, // 8: trivium.v1.WeightsRequest.ParamsEntry.value:type_name -> trivium.v1.Value
-	10, // 9: trivium.v1.MergeRequest.ParamsEntry.value:type_name -> trivium.v1.Value
-	0,  // 10: trivium.v1.MergeService.Weights:input_type -> trivium.v1.WeightsRequest
-	2,  // 11: trivium.v1.MergeService.Merge:input_type -> trivium.v1.MergeRequest
-	1,  // 12: trivium.v1.MergeService.Weights:output_type -> trivium.v1.WeightsResponse
-	4,  // 13: trivium.v1.MergeService.Merge:output_type -> trivium.v1.MergeResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 8: trivium.v1.CompareRequest.tensors:type_name -> trivium.v1.CompareTensor
+	13, // 9: trivium.v1.CompareTensor.inputs:type_name -> trivium.v1.FileRef
+	9,  // 10: trivium.v1.CompareResponse.tensors:type_name -> trivium.v1.Gram
+	14, // 11: trivium.v1.WeightsRequest.ParamsEntry.value:type_name -> trivium.v1.Value
+	14, // 12: trivium.v1.MergeRequest.ParamsEntry.value:type_name -> trivium.v1.Value
+	0,  // 13: trivium.v1.MergeService.Weights:input_type -> trivium.v1.WeightsRequest
+	2,  // 14: trivium.v1.MergeService.Merge:input_type -> trivium.v1.MergeRequest
+	6,  // 15: trivium.v1.MergeService.Compare:input_type -> trivium.v1.CompareRequest
+	1,  // 16: trivium.v1.MergeService.Weights:output_type -> trivium.v1.WeightsResponse
+	4,  // 17: trivium.v1.MergeService.Merge:output_type -> trivium.v1.MergeResponse
+	8,  // 18: trivium.v1.MergeService.Compare:output_type -> trivium.v1.CompareResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_trivium_v1_merge_proto_init() }
@@ -567,7 +817,7 @@ func file_trivium_v1_merge_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_merge_proto_rawDesc), len(file_trivium_v1_merge_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

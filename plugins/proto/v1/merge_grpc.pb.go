@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	MergeService_Weights_FullMethodName = "/trivium.v1.MergeService/Weights"
 	MergeService_Merge_FullMethodName   = "/trivium.v1.MergeService/Merge"
+	MergeService_Compare_FullMethodName = "/trivium.v1.MergeService/Compare"
 )
 
 // MergeServiceClient is the client API for MergeService service.
@@ -33,6 +34,8 @@ type MergeServiceClient interface {
 	Weights(ctx context.Context, in *WeightsRequest, opts ...grpc.CallOption) (*WeightsResponse, error)
 	// Merge reads the inputs of each tensor and writes its outputs.
 	Merge(ctx context.Context, in *MergeRequest, opts ...grpc.CallOption) (*MergeResponse, error)
+	// Compare reads the inputs of each tensor and multiplies them with each other.
+	Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareResponse, error)
 }
 
 type mergeServiceClient struct {
@@ -63,6 +66,16 @@ func (c *mergeServiceClient) Merge(ctx context.Context, in *MergeRequest, opts .
 	return out, nil
 }
 
+func (c *mergeServiceClient) Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompareResponse)
+	err := c.cc.Invoke(ctx, MergeService_Compare_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MergeServiceServer is the server API for MergeService service.
 // All implementations must embed UnimplementedMergeServiceServer
 // for forward compatibility.
@@ -73,6 +86,8 @@ type MergeServiceServer interface {
 	Weights(context.Context, *WeightsRequest) (*WeightsResponse, error)
 	// Merge reads the inputs of each tensor and writes its outputs.
 	Merge(context.Context, *MergeRequest) (*MergeResponse, error)
+	// Compare reads the inputs of each tensor and multiplies them with each other.
+	Compare(context.Context, *CompareRequest) (*CompareResponse, error)
 	mustEmbedUnimplementedMergeServiceServer()
 }
 
@@ -88,6 +103,9 @@ func (UnimplementedMergeServiceServer) Weights(context.Context, *WeightsRequest)
 }
 func (UnimplementedMergeServiceServer) Merge(context.Context, *MergeRequest) (*MergeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Merge not implemented")
+}
+func (UnimplementedMergeServiceServer) Compare(context.Context, *CompareRequest) (*CompareResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Compare not implemented")
 }
 func (UnimplementedMergeServiceServer) mustEmbedUnimplementedMergeServiceServer() {}
 func (UnimplementedMergeServiceServer) testEmbeddedByValue()                      {}
@@ -146,6 +164,24 @@ func _MergeService_Merge_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MergeService_Compare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MergeServiceServer).Compare(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MergeService_Compare_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MergeServiceServer).Compare(ctx, req.(*CompareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MergeService_ServiceDesc is the grpc.ServiceDesc for MergeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -160,6 +196,10 @@ var MergeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Merge",
 			Handler:    _MergeService_Merge_Handler,
+		},
+		{
+			MethodName: "Compare",
+			Handler:    _MergeService_Compare_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
