@@ -27,9 +27,12 @@ func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("cpu: instruction set %q is not available: want one of %s", e.Want, strings.Join(e.Available, ", "))
 }
 
-// backend is one table of kernels.
+// backend is one table of kernels. Operations that it lacks come from the next
+// one down.
 type backend struct {
 	kernels *C.trivium_kernels
+	pooling *C.trivium_kernels
+	summing *C.trivium_kernels
 	name    string
 }
 
@@ -39,12 +42,9 @@ var _ hardware.Backend = (*backend)(nil)
 // that this machine has.
 func Open(isa string) (hardware.Backend, error) {
 	tables := supported()
-	if isa == "" {
-		return newBackend(tables[0]), nil
-	}
-	for _, t := range tables {
-		if C.GoString(t.name) == isa {
-			return newBackend(t), nil
+	for i, t := range tables {
+		if isa == "" || C.GoString(t.name) == isa {
+			return newBackend(tables[i:]), nil
 		}
 	}
 	return nil, &UnavailableError{Want: isa, Available: Available()}
@@ -60,8 +60,17 @@ func Available() []string {
 	return names
 }
 
-func newBackend(t *C.trivium_kernels) *backend {
-	return &backend{kernels: t, name: "cpu:" + C.GoString(t.name)}
+// newBackend takes the first of the tables, which are in falling order.
+func newBackend(tables []*C.trivium_kernels) *backend {
+	with := func(has func(*C.trivium_kernels) bool) *C.trivium_kernels {
+		return tables[slices.IndexFunc(tables, has)]
+	}
+	return &backend{
+		kernels: tables[0],
+		pooling: with(func(t *C.trivium_kernels) bool { return t.pool != nil }),
+		summing: with(func(t *C.trivium_kernels) bool { return t.weighted_sum != nil }),
+		name:    "cpu:" + C.GoString(tables[0].name),
+	}
 }
 
 func supported() []*C.trivium_kernels {

@@ -74,13 +74,14 @@ VF void vf_transpose(vf r[8]) {
     for (int i = 0; i < 8; i++) r[i] = t[i];
 }
 
+#include "elements.h"
+#include "products.h"
 #include "tiles.h"
+#include "sums.h"
 
 static int supported_avx2(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
-
-#include "sums.h"
 
 TABLE(avx2, 10);

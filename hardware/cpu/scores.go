@@ -192,7 +192,7 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardwa
 			rows: matrices[i], offset: C.int64_t(offsets[i]), block_size: C.int64_t(blockSize),
 			mean: (*C.float)(unsafe.Pointer(&results[i].Data[0])),
 		}
-		C.trivium_run_pool(s.kernels, &call)
+		C.trivium_run_pool(s.pooling, &call)
 	})
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 // the Go memory it points to is pinned until Close.
 type session struct {
 	kernels *C.trivium_kernels
+	pooling *C.trivium_kernels
 	request *hardware.Problem
 	problem *C.trivium_problem
 	cancel  *int32
@@ -33,7 +34,7 @@ func (b *backend) Prepare(ctx context.Context, p *hardware.Problem) (hardware.Se
 	if err := check(p); err != nil {
 		return nil, err
 	}
-	s := &session{kernels: b.kernels, request: p}
+	s := &session{kernels: b.kernels, pooling: b.pooling, request: p}
 	if err := s.prepare(ctx); err != nil {
 		s.Close()
 		return nil, err

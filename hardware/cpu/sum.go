@@ -25,7 +25,7 @@ func (b *backend) WeightedSum(ctx context.Context, out, in []hardware.Vector, we
 	if err := checkSum(out, in, weights); err != nil {
 		return nil, err
 	}
-	s := &session{kernels: b.kernels, request: &hardware.Problem{}}
+	s := &session{request: &hardware.Problem{}}
 	defer s.Close()
 	sum, err := s.describeSum(out, in, weights, wide)
 	if err != nil {
@@ -38,7 +38,7 @@ func (b *backend) WeightedSum(ctx context.Context, out, in []hardware.Vector, we
 	counts := make([][]int64, workers)
 	calls := make([]C.trivium_sum, workers)
 	for w := range workers {
-		if scratch[w], err = s.memory.alloc(b.kernels.sum_bytes); err != nil {
+		if scratch[w], err = s.memory.alloc(b.summing.sum_bytes); err != nil {
 			return nil, err
 		}
 		if counts[w], err = array[int64](&s.memory, len(in)); err != nil {
@@ -50,7 +50,7 @@ func (b *backend) WeightedSum(ctx context.Context, out, in []hardware.Vector, we
 	err = forEach(ctx, workers, tiles, func(worker, i int) {
 		first := int64(i) * C.TRIVIUM_SUM_TILE
 		calls[worker].first, calls[worker].count = C.int64_t(first), C.int64_t(min(C.TRIVIUM_SUM_TILE, length-first))
-		C.trivium_run_sum(b.kernels, &calls[worker], scratch[worker])
+		C.trivium_run_sum(b.summing, &calls[worker], scratch[worker])
 	})
 	if err != nil {
 		return nil, err

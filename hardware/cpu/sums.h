@@ -1,8 +1,25 @@
-// Weighted sums of checkpoints, for every instruction set, included after
+// Means of rows, and weighted sums of checkpoints, for every instruction set, included after
 // tiles.h. Elements go by steps of 1024 that stay in the first-level cache: a
 // source is decoded once for up to CANDIDATES results. The loops are left to
 // the compiler, but for the 16-bit types. Same bytes as serial: the same fused
 // multiply-adds in the same order.
+static void NAME(pool)(const trivium_pool *p) {
+    _Alignas(64) float x[256], sum[256];
+    float *mean = p->mean;
+    int cols = p->rows.cols;
+    for (int64_t row = 0; row < p->rows.rows; mean += cols) {
+        int64_t next = (floor_div(p->offset + row, p->block_size) + 1) * p->block_size - p->offset;
+        int64_t last = min_i64(next, p->rows.rows);
+        memset(sum, 0, sizeof sum);
+        for (int64_t r = row; r < last; r++) {
+            load_floats(x, &p->rows, r);
+            for (int j = 0; j < cols; j++) sum[j] += x[j];
+        }
+        for (int j = 0; j < cols; j++) mean[j] = sum[j] / (float)(last - row);
+        row = last;
+    }
+}
+
 enum { STEP = 1024, CANDIDATES = 16 };
 
 typedef struct {
@@ -123,7 +140,7 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
 }
 
 #define TABLE(isa, order)                          \
-    static const trivium_kernels kernels_##isa = { \
+    const trivium_kernels trivium_kernels_##isa = { \
         .name = #isa,                              \
         .rank = order,                             \
         .supported = supported_##isa,              \
@@ -137,4 +154,4 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .weighted_sum = weighted_sum_##isa,        \
         .sum_bytes = sizeof(sum_scratch),          \
     };                                             \
-    TRIVIUM_REGISTER(kernels_##isa)
+    TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -8,200 +8,17 @@
 // rescaled; sums are kept as vectors until a row is finished; the keys that no
 // row of a strip of ROW_STEP sees are left out.
 //
-// To be defined before: LANES, ROW_STEP, PANEL_STEP (rows and panels of one
-// block of registers), vf and its operations, and NAME(x).
+// To be defined before: vf with LANES floats and its operations; query_t and
+// weight_t with ROW_STEP and KEY_STEP, the rows of a strip and the keys that
+// its limit is a multiple of; NAME(x); and the products of these types, as
+// products.h has them for float32.
 //
 // Error: exp2 below 2e-7 relative (polynomial 7.5e-8, the rest rounding), tanh
 // below 3e-7; sums of head_dim and of keys in float32, fused.
-#include <math.h>
-#include "numbers.h"
-#include "visible.h"
-
 enum {
-    TILE = 128, PANEL = 16, PER_PANEL = PANEL / LANES, STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP,
-    MARGIN = TRIVIUM_REPRESENTATIVE_ROWS, // rows of one representative call, and zeros around their exponentials
+    STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP,
+    MARGIN = TRIVIUM_REPRESENTATIVE_ROWS, // zeros around the exponentials of a representative call
 };
-
-#define INLINE static inline __attribute__((always_inline))
-
-static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// exp2 of x <= 0; 0 below 2^-126, NaN for NaN.
-INLINE vf exp2_below_one(vf x) {
-    vf r = vf_fraction(x); // in [0, 1)
-    vf y = vf_set1(0x1.ec320ap-10f);
-    y = vf_fma(y, r, vf_set1(0x1.26900ep-7f));
-    y = vf_fma(y, r, vf_set1(0x1.c95446p-5f));
-    y = vf_fma(y, r, vf_set1(0x1.ebd5a8p-3f));
-    y = vf_fma(y, r, vf_set1(0x1.62e4f6p-1f));
-    y = vf_fma(y, r, vf_set1(0x1.fffffep-1f));
-    return vf_scale(y, x);
-}
-
-INLINE vf tanh_of(vf x) {
-    vf size = vf_abs(x), square = vf_mul(x, x);
-    vf near = vf_set1(-0.005852180765534772f);
-    near = vf_fma(near, square, vf_set1(0.020753641317178398f));
-    near = vf_fma(near, square, vf_set1(-0.053768709339743745f));
-    near = vf_fma(near, square, vf_set1(0.1333168903576175f));
-    near = vf_fma(near, square, vf_set1(-0.3333328326240598f));
-    near = vf_fma(vf_mul(near, square), x, x);
-    // 1 - 2/(e^2x + 1) with e^-2x, which cannot overflow.
-    vf e = exp2_below_one(vf_mul(size, vf_set1(-2.885390081777927f)));
-    vf far = vf_div(vf_sub(vf_set1(1), e), vf_add(vf_set1(1), e));
-    return vf_select_below(size, vf_set1(0.6f), near, vf_copysign(far, x));
-}
-
-// --- elements to float32 and back ---
-
-static void load_floats(float *to, const trivium_matrix *m, int64_t row) {
-    int n = m->cols, i = 0;
-    if (m->dtype == TRIVIUM_FLOAT32) {
-        memcpy(to, (const float *)m->data + row * m->stride, sizeof(float) * n);
-        return;
-    }
-    const uint16_t *from = (const uint16_t *)m->data + row * m->stride;
-    if (m->dtype == TRIVIUM_BFLOAT16)
-        for (; i + LANES <= n; i += LANES) vf_store(to + i, vf_load_bf16(from + i));
-    else
-        for (; i + LANES <= n; i += LANES) vf_store(to + i, vf_load_f16(from + i));
-    for (; i < n; i++) to[i] = (float)load_number(from, m->dtype, i);
-}
-
-static void store_floats(const trivium_matrix *m, int64_t row, const float *from) {
-    int n = m->cols, i = 0;
-    if (m->dtype == TRIVIUM_FLOAT32) {
-        memcpy((float *)m->data + row * m->stride, from, sizeof(float) * n);
-        return;
-    }
-    uint16_t *to = (uint16_t *)m->data + row * m->stride;
-    if (m->dtype == TRIVIUM_BFLOAT16)
-        for (; i + LANES <= n; i += LANES) vf_store_bf16(to + i, vf_load(from + i));
-    else
-        for (; i + LANES <= n; i += LANES) vf_store_f16(to + i, vf_load(from + i));
-    for (; i < n; i++) store_number(to, m->dtype, i, from[i]);
-}
-
-static void rotate_floats(float *x, const trivium_problem *p, const trivium_rotation *r, int64_t row) {
-    if (!r->table) return;
-    const float *t = r->table + row * r->step;
-    int next = p->interleaved ? 2 : 1, far = p->interleaved ? 1 : p->half;
-    for (int i = 0; i < p->half; i++) {
-        float c = t[2 * i], s = t[2 * i + 1], u = x[next * i], v = x[next * i + far];
-        x[next * i] = u * c - v * s;
-        x[next * i + far] = u * s + v * c;
-    }
-}
-
-// --- packing ---
-
-static inline int value_panels(const trivium_problem *p) { return (p->value_dim + PANEL - 1) / PANEL; }
-// The panel of key n, a multiple of 16.
-static inline float *key_panel(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
-    return (float *)k->packed + (variant * round_up(k->key.rows, TILE) + n) * p->key_dim;
-}
-// Key n in the first panel of values of its chunk.
-static inline float *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n) {
-    return key_panel(p, k, p->key_variants, 0) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
-}
-
-static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
-    return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
-}
-
-// rows: [16, stride], of which dim columns are turned into to: [dim, 16].
-static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {
-    int i = 0;
-    for (; i + LANES <= dim; i += LANES) {
-        for (int part = 0; part < PER_PANEL; part++) {
-            vf block[LANES];
-            for (int r = 0; r < LANES; r++) block[r] = vf_load(rows + (part * LANES + r) * stride + i);
-            vf_transpose(block);
-            for (int r = 0; r < LANES; r++) vf_store(to + (i + r) * PANEL + part * LANES, block[r]);
-        }
-    }
-    for (; i < dim; i++)
-        for (int r = 0; r < PANEL; r++) to[i * PANEL + r] = rows[r * stride + i];
-}
-
-static int key_plain(const trivium_problem *p, const trivium_keys *k, int variant) {
-    return k->key.dtype == TRIVIUM_FLOAT32 && !k->rotation[variant].table && p->key_dim % LANES == 0;
-}
-
-static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    _Alignas(64) float panel[PANEL * 256];
-    for (int64_t at = 0; at < TILE; at += PANEL) {
-        int64_t have = max_i64(0, min_i64(PANEL, rows - at));
-        for (int v = 0; v < p->key_variants; v++) {
-            if (have == PANEL && key_plain(p, k, v)) {
-                pack_panel(key_panel(p, k, v, first + at), (const float *)k->key.data + (first + at) * k->key.stride, k->key.stride, p->key_dim);
-                continue;
-            }
-            memset(panel, 0, sizeof panel);
-            for (int64_t r = 0; r < have; r++) {
-                load_floats(panel + r * 256, &k->key, first + at + r);
-                rotate_floats(panel + r * 256, p, &k->rotation[v], first + at + r);
-            }
-            pack_panel(key_panel(p, k, v, first + at), panel, 256, p->key_dim);
-        }
-    }
-    float *values = value_row(p, k, first);
-    for (int64_t r = 0; r < TILE; r++) {
-        if (r >= rows || p->value_dim % PANEL) memset(panel, 0, sizeof(float) * 256);
-        const float *from = panel;
-        if (r < rows && k->value.dtype == TRIVIUM_FLOAT32 && p->value_dim % PANEL == 0)
-            from = (const float *)k->value.data + (first + r) * k->value.stride;
-        else if (r < rows) load_floats(panel, &k->value, first + r);
-        for (int j = 0; j < value_panels(p); j++)
-            for (int i = 0; i < PANEL; i += LANES) vf_store(values + (j * TILE + r) * PANEL + i, vf_load(from + j * PANEL + i));
-    }
-}
-
-static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk(p, k, first + at, min_i64(TILE, rows - at));
-}
-
-// --- matrix products ---
-
-// c[R, 16N] = (add ? c : 0) + a[R, depth] . b[N panels][depth, 16].
-INLINE void product(const int R, const int N, const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add) {
-    vf sum[ROW_STEP][PANEL_STEP * PER_PANEL]; // of fixed size, so that it becomes registers
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-        for (int j = 0; j < N * PER_PANEL; j++) sum[r][j] = add ? vf_load(c + r * ldc + j * LANES) : vf_set1(0);
-    for (long k = 0; k < depth; k++) {
-        vf row[PANEL_STEP * PER_PANEL];
-#pragma GCC unroll 16
-        for (int j = 0; j < N * PER_PANEL; j++) row[j] = vf_load(b + j / PER_PANEL * panel + k * PANEL + j % PER_PANEL * LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            vf x = vf_set1(a[r * lda + k]);
-#pragma GCC unroll 16
-            for (int j = 0; j < N * PER_PANEL; j++) sum[r][j] = vf_fma(x, row[j], sum[r][j]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-        for (int j = 0; j < N * PER_PANEL; j++) vf_store(c + r * ldc + j * LANES, sum[r][j]);
-}
-
-typedef void product_fn(const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add);
-#define PRODUCT(R, N)                                                                                                   \
-    static void product_##R##_##N(const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add) { \
-        product(R, N, a, lda, b, panel, depth, c, ldc, add);                                                            \
-    }
-#define PRODUCT_ROWS(N) PRODUCT(1, N) PRODUCT(2, N) PRODUCT(3, N) PRODUCT(4, N) PRODUCT(5, N) PRODUCT(6, N)
-#define PRODUCT_LIST(N) {product_1_##N, product_2_##N, product_3_##N, product_4_##N, product_5_##N, product_6_##N}
-_Static_assert(ROW_STEP == 6, "the list of products is for six rows");
-PRODUCT_ROWS(1)
-#if PANEL_STEP == 4
-PRODUCT_ROWS(2) PRODUCT_ROWS(3) PRODUCT_ROWS(4)
-static product_fn *const products[PANEL_STEP][ROW_STEP] = {PRODUCT_LIST(1), PRODUCT_LIST(2), PRODUCT_LIST(3), PRODUCT_LIST(4)};
-#else
-static product_fn *const products[PANEL_STEP][ROW_STEP] = {PRODUCT_LIST(1)};
-#endif
 
 // --- scores ---
 
@@ -210,16 +27,18 @@ typedef struct {
     const trivium_head *head;
     const trivium_problem *problem;
     int rows, query_stride;
-    float *query;             // [query_variants, TILE, query_stride], scaled so that scores are in log2
+    query_t *query;           // [query_variants, TILE, query_stride]
+    weight_t *weight;         // [TILE, TILE] exponentials of the scores, for the product with values
+    float unit;               // what scores are to be multiplied with to be in log2; positive
     float *score, *other;     // [TILE, TILE]
     int64_t row[TILE], position[TILE]; // rising
-    int limit[STRIPS];        // keys of the tile that some row of the strip sees, a multiple of 16
+    int limit[STRIPS];        // keys of the tile that some row of the strip sees, a multiple of KEY_STEP
     uint8_t ready[256];       // query variants
 } tile_rows;
 
-static inline int query_stride(const trivium_problem *p) { return (int)round_up(p->key_dim, 16); }
+static inline int query_stride(const trivium_problem *p) { return (int)round_up(p->key_dim, 32); }
 static inline int64_t tile_floats(const trivium_problem *p) {
-    return (int64_t)TILE * query_stride(p) * p->query_variants + 2 * TILE * TILE;
+    return (int64_t)TILE * query_stride(p) * p->query_variants + 3 * TILE * TILE;
 }
 
 static float *start_tile(tile_rows *t, const trivium_head *h, float *scratch) {
@@ -230,7 +49,10 @@ static float *start_tile(tile_rows *t, const trivium_head *h, float *scratch) {
     t->query_stride = query_stride(p);
     t->score = scratch;
     t->other = scratch + TILE * TILE;
-    t->query = scratch + 2 * TILE * TILE;
+    t->weight = WEIGHTS_IN_PLACE ? (weight_t *)scratch : (weight_t *)(scratch + 2 * TILE * TILE);
+    t->query = (query_t *)(scratch + 3 * TILE * TILE);
+    // With a softcap, cap_scores makes them log2.
+    t->unit = p->softcap || SCALED_QUERY ? 1 : fabsf(p->scale) * LOG2_E;
     memset(t->ready, 0, p->query_variants);
     return scratch + tile_floats(p);
 }
@@ -240,18 +62,18 @@ static void add_row(tile_rows *t, int64_t row) {
     t->position[t->rows++] = t->head->offset + row;
 }
 
-static const float *query_variant(tile_rows *t, int variant) {
+static const query_t *query_variant(tile_rows *t, int variant) {
     const trivium_problem *p = t->problem;
-    float *query = t->query + (int64_t)variant * TILE * t->query_stride;
+    query_t *query = t->query + (int64_t)variant * TILE * t->query_stride;
     if (t->ready[variant]) return query;
     t->ready[variant] = 1;
-    // With a softcap, tanh wants the score over the cap.
-    float scale = p->softcap ? p->scale / p->softcap : p->scale * 1.4426950408889634f;
-    _Alignas(64) float x[256];
+    float scale = p->scale < 0 ? -1 : 1; // all of it, where queries are float32
+    if (SCALED_QUERY) scale = p->softcap ? p->scale / p->softcap : p->scale * LOG2_E;
+    _Alignas(64) float x[256] = {0};
     for (int r = 0; r < t->rows; r++) {
         load_floats(x, &t->head->query, t->row[r]);
         rotate_floats(x, p, &t->head->rotation[variant], t->row[r]);
-        for (int i = 0; i < p->key_dim; i++) query[r * t->query_stride + i] = x[i] * scale;
+        store_query(query + r * t->query_stride, x, t->query_stride, scale);
     }
     return query;
 }
@@ -260,24 +82,13 @@ static void set_limits(tile_rows *t, int64_t k0, int keys) {
     for (int s = 0; s * ROW_STEP < t->rows; s++) {
         int last = s * ROW_STEP + ROW_STEP - 1 < t->rows ? s * ROW_STEP + ROW_STEP - 1 : t->rows - 1;
         int64_t seen = last_visible(t->problem, t->position[last], t->head->keys->key.rows) - k0;
-        t->limit[s] = (int)round_up(max_i64(0, min_i64(seen, keys)), PANEL);
+        t->limit[s] = (int)round_up(max_i64(0, min_i64(seen, keys)), KEY_STEP);
     }
 }
 
 static void multiply_keys(tile_rows *t, const trivium_band *band, int64_t k0, int keys, float *score) {
-    const trivium_problem *p = t->problem;
-    const float *query = query_variant(t, band->query);
-    const float *packed = key_panel(p, t->head->keys, band->key, k0);
-    for (int j = 0; j < keys; j += PANEL_STEP * PANEL) {
-        for (int s = 0, r = 0; r < t->rows; s++, r += ROW_STEP) {
-            int panels = (t->limit[s] - j) / PANEL;
-            if (t->limit[s] <= j) continue;
-            if (panels > PANEL_STEP) panels = PANEL_STEP;
-            int rows = t->rows - r < ROW_STEP ? t->rows - r : ROW_STEP;
-            products[panels - 1][rows - 1](query + (long)r * t->query_stride, t->query_stride, packed + (long)j * p->key_dim,
-                                           (long)p->key_dim * PANEL, p->key_dim, score + r * TILE + j, TILE, 0);
-        }
-    }
+    const query_t *query = query_variant(t, band->query);
+    multiply_scores(query, t->query_stride, t->rows, t->limit, t->problem, t->head->keys, band->key, k0, keys, score);
 }
 
 // The keys at which a row at position m is in the band: [*first, *last).
@@ -310,17 +121,18 @@ static void multiply_bands(tile_rows *t, int64_t k0, int keys) {
 }
 
 static void cap_scores(tile_rows *t) {
-    vf scale = vf_set1(t->problem->softcap * 1.4426950408889634f);
+    const trivium_problem *p = t->problem;
+    vf scale = vf_set1(p->softcap * LOG2_E), inner = vf_set1(SCALED_QUERY ? 1 : fabsf(p->scale) / p->softcap);
     for (int r = 0; r < t->rows; r++)
         for (int j = 0; j < t->limit[r / ROW_STEP]; j += LANES)
-            vf_store(t->score + r * TILE + j, vf_mul(tanh_of(vf_load(t->score + r * TILE + j)), scale));
+            vf_store(t->score + r * TILE + j, vf_mul(tanh_of(vf_mul(vf_load(t->score + r * TILE + j), inner)), scale));
 }
 
-static void hide_keys(tile_rows *t, int64_t k0) {
+static void hide_keys(tile_rows *t, int64_t k0, int keys) {
     const trivium_problem *p = t->problem;
     for (int r = 0; r < t->rows; r++) {
         int limit = t->limit[r / ROW_STEP];
-        int64_t from = first_visible(p, t->position[r]) - k0, to = last_visible(p, t->position[r], t->head->keys->key.rows) - k0;
+        int64_t from = first_visible(p, t->position[r]) - k0, to = last_visible(p, t->position[r], k0 + keys) - k0;
         float *score = t->score + r * TILE;
         for (int64_t j = 0; j < min_i64(from, limit); j++) score[j] = -INFINITY;
         for (int64_t j = max_i64(to, 0); j < limit; j++) score[j] = -INFINITY;
@@ -334,8 +146,8 @@ static void score_tile(tile_rows *t, int64_t k0, int keys) {
     if (p->bands == 1) multiply_keys(t, p->band, k0, keys, t->score);
     else multiply_bands(t, k0, keys);
     if (p->softcap) cap_scores(t);
-    if (keys % PANEL || k0 + keys > last_visible(p, t->position[0], t->head->keys->key.rows) ||
-        k0 < first_visible(p, t->position[t->rows - 1])) hide_keys(t, k0);
+    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[0], t->head->keys->key.rows) ||
+        k0 < first_visible(p, t->position[t->rows - 1])) hide_keys(t, k0, keys);
 }
 
 // The first key of the next tile after k0, at most `end`.
@@ -347,11 +159,16 @@ INLINE vf row_maximum(const float *score, int keys) {
     return top;
 }
 
-// Turns scores into exp2(score - top) and gives their sum.
-INLINE vf exponentials(float *score, int keys, float top) {
-    vf reference = vf_set1(top == -INFINITY ? 0 : top), sum = vf_set1(0);
+INLINE vf exponential(vf score, vf unit, vf reference) { return exp2_below_one(vf_fma(score, unit, reference)); }
+
+// What score*unit is to be added to, to be relative to the maximum.
+static inline float reference_of(float top, float unit) { return top == -INFINITY ? 0 : -top * unit; }
+
+// Turns scores into exp2((score - top)*unit) and gives their sum.
+INLINE vf exponentials(float *score, int keys, float top, float unit) {
+    vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0);
     for (int j = 0; j < keys; j += LANES) {
-        vf e = exp2_below_one(vf_sub(vf_load(score + j), reference));
+        vf e = exponential(vf_load(score + j), factor, reference);
         sum = vf_add(sum, e);
         vf_store(score + j, e);
     }
@@ -360,13 +177,17 @@ INLINE vf exponentials(float *score, int keys, float top) {
 
 static inline float exp2_scalar(float x) { return x < -126 ? 0 : exp2f(x); }
 
+static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk(p, k, first + at, min_i64(TILE, rows - at));
+}
+
 // --- attention ---
 
 typedef struct {
     tile_rows tile;
     float *out;               // [TILE, 16 value panels] not yet divided
     float *sum;               // [TILE, LANES]
-    float top[TILE];          // maximum so far, log2
+    float top[TILE];          // maximum of the scores so far
     int out_stride;
 } attention;
 
@@ -381,24 +202,16 @@ static void attend_tile(attention *a, int64_t k0, int keys) {
         vf top = row_maximum(score, limit);
         if (vf_any_above(top, vf_set1(a->top[r]))) {
             float next = vf_highest(top);
-            vf shrink = vf_set1(exp2_scalar(a->top[r] - next));
+            vf shrink = vf_set1(exp2_scalar((a->top[r] - next) * t->unit));
             a->top[r] = next;
             vf_store(a->sum + r * LANES, vf_mul(vf_load(a->sum + r * LANES), shrink));
             for (int j = 0; j < a->out_stride; j += LANES)
                 vf_store(a->out + r * a->out_stride + j, vf_mul(vf_load(a->out + r * a->out_stride + j), shrink));
         }
-        vf_store(a->sum + r * LANES, vf_add(vf_load(a->sum + r * LANES), exponentials(score, limit, a->top[r])));
+        vf sum = weights(t->weight + r * TILE, score, limit, a->top[r], t->unit);
+        vf_store(a->sum + r * LANES, vf_add(vf_load(a->sum + r * LANES), sum));
     }
-    const float *values = value_row(p, t->head->keys, k0);
-    for (int j = 0; j < value_panels(p); j += PANEL_STEP) {
-        int panels = value_panels(p) - j < PANEL_STEP ? value_panels(p) - j : PANEL_STEP;
-        for (int s = 0, r = 0; r < t->rows; s++, r += ROW_STEP) {
-            int rows = t->rows - r < ROW_STEP ? t->rows - r : ROW_STEP;
-            if (t->limit[s])
-                products[panels - 1][rows - 1](t->score + r * TILE, TILE, values + (long)j * TILE * PANEL, TILE * PANEL, t->limit[s],
-                                               a->out + (long)r * a->out_stride + j * PANEL, a->out_stride, 1);
-        }
-    }
+    multiply_values(t->weight, t->rows, t->limit, p, t->head->keys, k0, a->out, a->out_stride);
 }
 
 static void attend_keys(attention *a, int64_t first, int64_t last) {
@@ -416,14 +229,14 @@ static void attend_keys(attention *a, int64_t first, int64_t last) {
 static void finish_row(const trivium_attend *c, attention *a, int r) {
     int64_t row = a->tile.row[r];
     float *out = a->out + (long)r * a->out_stride;
-    float top = a->top[r], sink = c->partial ? -INFINITY : c->sink * 1.4426950408889634f;
+    float top = a->top[r] * a->tile.unit, sink = c->partial ? -INFINITY : c->sink * LOG2_E;
     float sum = vf_total(vf_load(a->sum + r * LANES)), scale = 0, lse = -INFINITY;
     if (top > -INFINITY || top != top) {
         float highest = fmaxf(top, sink);
         float shrink = exp2_scalar(top - highest);
         float total = sum * shrink + exp2_scalar(sink - highest);
         scale = shrink / total;
-        lse = (float)((highest + log2((double)total)) * 0.6931471805599453);
+        lse = (float)((highest + log2((double)total)) * LOG_2);
         if (top != top) scale = lse = top;
     }
     for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), vf_set1(scale)));
@@ -440,6 +253,7 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
 
 static void NAME(attend)(const trivium_attend *c, void *scratch) {
     attention a;
+    BEGIN_PRODUCTS();
     const trivium_problem *p = c->head->problem;
     a.out = start_tile(&a.tile, c->head, scratch);
     a.out_stride = value_panels(p) * PANEL;
@@ -456,6 +270,7 @@ static void NAME(attend)(const trivium_attend *c, void *scratch) {
         while (i < c->blocks && c->block[i] == c->block[i - 1] + 1) i++;
         attend_keys(&a, c->block[first] * c->block_size, (c->block[i - 1] + 1) * c->block_size);
     }
+    END_PRODUCTS();
     for (int r = 0; r < a.tile.rows; r++) finish_row(c, &a, r);
 }
 
@@ -512,13 +327,14 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
         memset(exponential + r * stride, 0, sizeof(float) * MARGIN);
     }
     int64_t origin = c->head->offset + c->row; // position of the first row
-    int64_t keys = round_up(last_visible(p, origin + c->rows - 1, all), PANEL);
+    int64_t keys = round_up(last_visible(p, origin + c->rows - 1, all), KEY_STEP);
     int64_t first = first_visible(p, origin) / TILE * TILE;
     for (int r = 0; r < c->rows; r++) {
         memset(exponential + r * stride + MARGIN, 0, sizeof(float) * min_i64(first, keys));
         memset(exponential + r * stride + MARGIN + keys, 0, sizeof(float) * (MARGIN + 16));
     }
     memset(weight, 0, sizeof(float) * TRIVIUM_REPRESENTATIVE_ROWS * (first / TILE));
+    BEGIN_PRODUCTS();
     for (int64_t k0 = first; k0 < keys && !cancelled(p); k0 += TILE) {
         int n = (int)(min_i64(keys, k0 + TILE) - k0);
         score_tile(&t, k0, (int)min_i64(n, all - k0));
@@ -528,21 +344,22 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
             vf high = limit ? row_maximum(score, limit) : vf_set1(-INFINITY);
             if (vf_any_above(high, vf_set1(top[r]))) {
                 float next = vf_highest(high);
-                vf_store(sum + r * LANES, vf_mul(vf_load(sum + r * LANES), vf_set1(exp2_scalar(top[r] - next))));
+                vf_store(sum + r * LANES, vf_mul(vf_load(sum + r * LANES), vf_set1(exp2_scalar((top[r] - next) * t.unit))));
                 top[r] = next;
             }
-            vf_store(sum + r * LANES, vf_add(vf_load(sum + r * LANES), exponentials(score, limit, top[r])));
+            vf_store(sum + r * LANES, vf_add(vf_load(sum + r * LANES), exponentials(score, limit, top[r], t.unit)));
             memcpy(to, score, sizeof(float) * limit);
             memset(to + limit, 0, sizeof(float) * (n - limit));
             weight[k0 / TILE * TRIVIUM_REPRESENTATIVE_ROWS + r] = top[r];
         }
     }
+    END_PRODUCTS();
     for (int r = 0; r < t.rows; r++) {
         float total = vf_total(vf_load(sum + r * LANES));
-        c->lse[r] = top[r] == -INFINITY ? -INFINITY : (float)((top[r] + log2((double)total)) * 0.6931471805599453);
+        c->lse[r] = top[r] == -INFINITY ? -INFINITY : (float)((top[r] * t.unit + log2((double)total)) * LOG_2);
         for (int64_t tile = first / TILE; tile * TILE < keys; tile++) {
             float *w = &weight[tile * TRIVIUM_REPRESENTATIVE_ROWS + r];
-            *w = *w == -INFINITY ? 0 : exp2_scalar(*w - top[r]) / total;
+            *w = *w == -INFINITY ? 0 : exp2_scalar((*w - top[r]) * t.unit) / total;
         }
     }
     memset(c->slashes, 0, sizeof(float) * all);
@@ -568,6 +385,7 @@ static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
     }
     for (int64_t i = 0; i < blocks * TILE; i++) tops[i] = -INFINITY;
     int64_t last = last_visible(p, c->head->offset + c->row[c->rows - 1], all);
+    BEGIN_PRODUCTS();
     for (int64_t k0 = first_visible(p, c->head->offset + c->row[0]) / PANEL * PANEL; k0 < last && !cancelled(p);) {
         int64_t block = k0 / c->block_size, end = tile_end(k0, min_i64(last, (block + 1) * c->block_size));
         score_tile(&t, k0, (int)(end - k0));
@@ -576,22 +394,23 @@ static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
             if (!limit) continue;
             float *top = &tops[block * TILE + r], *mass = &c->mass[c->place[r] * blocks + block];
             float next = fmaxf(*top, vf_highest(row_maximum(t.score + r * TILE, limit)));
-            float before = *top == -INFINITY ? 0 : *mass * exp2_scalar(*top - next);
-            *mass = before + vf_total(exponentials(t.score + r * TILE, limit, next));
+            float before = *top == -INFINITY ? 0 : *mass * exp2_scalar((*top - next) * t.unit);
+            *mass = before + vf_total(exponentials(t.score + r * TILE, limit, next, t.unit));
             *top = next;
         }
         k0 = end;
     }
+    END_PRODUCTS();
     for (int r = 0; r < t.rows; r++) {
         float *mass = c->mass + c->place[r] * blocks, top = -INFINITY;
         double sum = 0;
         for (int64_t b = 0; b < blocks; b++) top = fmaxf(top, tops[b * TILE + r]);
         for (int64_t b = 0; b < blocks; b++) {
-            mass[b] = tops[b * TILE + r] == -INFINITY ? 0 : mass[b] * exp2_scalar(tops[b * TILE + r] - top);
+            mass[b] = tops[b * TILE + r] == -INFINITY ? 0 : mass[b] * exp2_scalar((tops[b * TILE + r] - top) * t.unit);
             sum += mass[b];
         }
         for (int64_t b = 0; b < blocks && sum > 0; b++) mass[b] = (float)(mass[b] / sum);
-        c->lse[c->place[r]] = top == -INFINITY ? -INFINITY : (float)((top + log2(sum)) * 0.6931471805599453);
+        c->lse[c->place[r]] = top == -INFINITY ? -INFINITY : (float)((top * t.unit + log2(sum)) * LOG_2);
     }
 }
 
@@ -599,23 +418,4 @@ static size_t NAME(scratch_bytes)(const trivium_problem *p, int64_t keys) {
     int64_t attend = (int64_t)TILE * (value_panels(p) * PANEL + LANES);
     int64_t mass = (keys + 15) / 16 * TILE;
     return sizeof(float) * (size_t)(tile_floats(p) + max_i64(attend, max_i64(mass, representative_floats(keys))));
-}
-
-// --- means ---
-
-static void NAME(pool)(const trivium_pool *p) {
-    _Alignas(64) float x[256], sum[256];
-    float *mean = p->mean;
-    int cols = p->rows.cols;
-    for (int64_t row = 0; row < p->rows.rows; mean += cols) {
-        int64_t next = (floor_div(p->offset + row, p->block_size) + 1) * p->block_size - p->offset;
-        int64_t last = min_i64(next, p->rows.rows);
-        memset(sum, 0, sizeof sum);
-        for (int64_t r = row; r < last; r++) {
-            load_floats(x, &p->rows, r);
-            for (int j = 0; j < cols; j++) sum[j] += x[j];
-        }
-        for (int j = 0; j < cols; j++) mean[j] = sum[j] / (float)(last - row);
-        row = last;
-    }
 }

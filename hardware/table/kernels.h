@@ -126,6 +126,7 @@ typedef struct {
 } trivium_sum;
 #define TRIVIUM_SUM_TILE 65536
 
+// One table. pool and weighted_sum may be NULL: the next table down has them.
 typedef struct trivium_kernels {
     const char *name;
     int32_t rank;               // of the tables that are supported, the highest is the best

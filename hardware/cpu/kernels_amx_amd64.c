@@ -1,0 +1,259 @@
+// AMX-BF16 with AVX-512: attention in tiles of bfloat16 with float32 sums, for
+// problems that are all bfloat16; any other runs the AVX-512 kernels.
+//
+// A strip is two tiles of 16 rows against two panels of 16 columns, so that
+// four loads feed four products. Keys are packed [variant, keys/16, key_dim/32,
+// 16 pairs of columns, 16 keys, 2], values [keys/128, value_dim/16, 64 pairs of
+// keys, 16 columns, 2]; queries stay as they are and the scale is applied with
+// the exponential.
+//
+// Error: weights are rounded to bfloat16 (2^-9 relative, as are rotated queries
+// and keys when bands turn them), their sum is not; the rest as float32.
+#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "avx512.h"
+
+#define NAME(x) x##_amx
+#define ROW_STEP 32
+
+#include "elements.h"
+
+typedef uint16_t query_t, weight_t;
+enum { KEY_STEP = 32, WEIGHTS_IN_PLACE = 0, SCALED_QUERY = 0, DEPTH = 32 /* bfloat16 of a tile's row */ };
+
+// --- packing ---
+
+static inline int value_panels(const trivium_problem *p) { return (p->value_dim + PANEL - 1) / PANEL; }
+static inline int64_t padded_dim(const trivium_problem *p) { return round_up(p->key_dim, DEPTH); }
+static inline uint16_t *key_panel(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
+    return (uint16_t *)k->packed + (variant * round_up(k->key.rows, TILE) + n) * padded_dim(p);
+}
+// One panel more than there are keys, since keys are looked at by the two.
+static inline uint16_t *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    return key_panel(p, k, p->key_variants, PANEL) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
+}
+
+static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
+    int64_t n = round_up(rows, TILE);
+    return sizeof(uint16_t) * (size_t)((n * p->key_variants + PANEL) * padded_dim(p) + n * PANEL * value_panels(p));
+}
+
+static void store_query(uint16_t *to, const float *x, int n, float scale) {
+    for (int i = 0; i < n; i += LANES) vf_store_bf16(to + i, vf_mul(vf_load(x + i), vf_set1(scale)));
+}
+
+static void load_key(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t row) {
+    if (!k->rotation[variant].table) {
+        memcpy(to, (const uint16_t *)k->key.data + row * k->key.stride, sizeof(uint16_t) * p->key_dim);
+        return;
+    }
+    _Alignas(64) float x[256] = {0};
+    load_floats(x, &k->key, row);
+    rotate_floats(x, p, &k->rotation[variant], row);
+    store_query(to, x, (int)padded_dim(p), 1);
+}
+
+static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    _Alignas(64) uint16_t panel[PANEL * 256];
+    for (int64_t at = 0; at < TILE; at += PANEL) {
+        int64_t have = max_i64(0, min_i64(PANEL, rows - at));
+        for (int v = 0; v < p->key_variants; v++) {
+            uint16_t *to = key_panel(p, k, v, first + at);
+            memset(panel, 0, sizeof panel);
+            for (int64_t r = 0; r < have; r++) load_key(panel + r * 256, p, k, v, first + at + r);
+            for (int64_t i = 0; i < padded_dim(p); i += DEPTH) { // pairs are turned as if they were float32
+                vf block[LANES];
+                for (int r = 0; r < PANEL; r++) block[r] = vf_load((const float *)(panel + r * 256 + i));
+                vf_transpose(block);
+                for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
+            }
+        }
+    }
+    uint16_t *values = value_row(p, k, first);
+    for (int64_t r = 0; r < TILE; r += 2) {
+        memset(panel, 0, sizeof(uint16_t) * 512);
+        for (int64_t i = r; i < r + 2 && i < rows; i++)
+            memcpy(panel + (i - r) * 256, (const uint16_t *)k->value.data + (first + i) * k->value.stride, sizeof(uint16_t) * p->value_dim);
+        for (int j = 0; j < value_panels(p); j++) {
+            __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + j * PANEL)));
+            __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + 256 + j * PANEL)));
+            _mm512_storeu_si512(values + (j * TILE + r) * PANEL, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        }
+    }
+}
+
+// --- products ---
+
+static const struct __attribute__((packed)) {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} all_tiles = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+
+#define BEGIN_PRODUCTS() _tile_loadconfig(&all_tiles)
+#define END_PRODUCTS() _tile_release()
+
+// The compiler does not know that tile instructions read and write memory.
+#define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
+
+// c[32, 32] (+)= a[32, 32 steps] . b, two panels that lie `panel` elements apart;
+// a_stride and c_stride in bytes. Tiles 0 - 3 are the sums, 4 and 5 rows of a, 6 and 7 of b.
+static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel, long steps, float *c,
+                                                  long c_stride, int add) {
+    MEMORY_BARRIER();
+    float *lower = c + 16 * (c_stride / 4);
+    if (add) {
+        _tile_loadd(0, c, c_stride);
+        _tile_loadd(1, c + 16, c_stride);
+        _tile_loadd(2, lower, c_stride);
+        _tile_loadd(3, lower + 16, c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) {
+        _tile_loadd(6, b, 64);
+        _tile_loadd(4, a, a_stride);
+        _tile_loadd(7, b + panel, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + 16, c_stride);
+    _tile_stored(2, lower, c_stride);
+    _tile_stored(3, lower + 16, c_stride);
+    MEMORY_BARRIER();
+}
+
+// The same for one tile of rows, one panel or both.
+static __attribute__((noinline)) void product_1(int panels, const uint16_t *a, long a_stride, const uint16_t *b, long panel, long steps,
+                                                float *c, long c_stride, int add) {
+    for (int j = 0; j < panels; j++) {
+        MEMORY_BARRIER();
+        if (add) _tile_loadd(0, c + 16 * j, c_stride);
+        else _tile_zero(0);
+        for (long k = 0; k < steps; k++) {
+            _tile_loadd(4, a + k * DEPTH, a_stride);
+            _tile_loadd(6, b + j * panel + k * 16 * DEPTH, 64);
+            _tile_dpbf16ps(0, 4, 6);
+        }
+        _tile_stored(0, c + 16 * j, c_stride);
+        MEMORY_BARRIER();
+    }
+}
+
+static void product(int rows, int panels, const uint16_t *a, long a_stride, const uint16_t *b, long panel, long steps, float *c,
+                    long c_stride, int add) {
+    if (rows > 16 && panels == 2) {
+        product_2_2(a, a_stride, b, panel, steps, c, c_stride, add);
+        return;
+    }
+    product_1(panels, a, a_stride, b, panel, steps, c, c_stride, add);
+    if (rows > 16) product_1(panels, a + 16 * (a_stride / 2), a_stride, b, panel, steps, c + 16 * (c_stride / 4), c_stride, add);
+}
+
+static void multiply_scores(const uint16_t *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
+                            int variant, int64_t k0, int keys, float *score) {
+    long panel = padded_dim(p) * PANEL;
+    const uint16_t *packed = key_panel(p, k, variant, k0);
+    for (int j = 0; j < keys; j += 2 * PANEL)
+        for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP)
+            if (limit[s] > j)
+                product(rows - r, 2, query + (long)r * stride, stride * 2L, packed + (long)j * padded_dim(p), panel, padded_dim(p) / DEPTH,
+                        score + r * TILE + j, TILE * 4L, 0);
+}
+
+// A last half step must not look at keys behind the tile's, whose weights are
+// zero but whose values may be infinite: those of the last step are copied.
+static void multiply_values(const uint16_t *weight, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k, int64_t k0,
+                            float *out, int out_stride) {
+    const uint16_t *values = value_row(p, k, k0);
+    int inside = TILE - (int)(k0 % TILE);
+    for (int j = 0; j < value_panels(p); j += 2) {
+        int panels = value_panels(p) - j < 2 ? 1 : 2;
+        const uint16_t *b = values + (long)j * TILE * PANEL;
+        for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP) {
+            int steps = (limit[s] < inside ? limit[s] : inside) / DEPTH;
+            float *c = out + (long)r * out_stride + j * PANEL;
+            const uint16_t *a = weight + r * TILE;
+            if (steps) product(rows - r, panels, a, TILE * 2L, b, TILE * PANEL, steps, c, out_stride * 4L, 1);
+            if (limit[s] <= steps * DEPTH) continue;
+            _Alignas(64) uint16_t last[2][DEPTH * PANEL] = {{0}};
+            for (int i = 0; i < panels; i++)
+                memcpy(last[i], b + (long)i * TILE * PANEL + steps * DEPTH * PANEL, sizeof(uint16_t) * DEPTH / 2 * PANEL);
+            product(rows - r, panels, a + steps * DEPTH, TILE * 2L, last[0], DEPTH * PANEL, 1, c, out_stride * 4L, 1);
+        }
+    }
+}
+
+INLINE vf exponential(vf score, vf unit, vf reference);
+static inline float reference_of(float top, float unit);
+
+// The exponentials of a row as bfloat16, and their sum before that rounding.
+INLINE vf weights(uint16_t *weight, const float *score, int keys, float top, float unit) {
+    vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0), more = vf_set1(0);
+    for (int j = 0; j < keys; j += 2 * LANES) {
+        vf low = exponential(vf_load(score + j), factor, reference), high = exponential(vf_load(score + j + LANES), factor, reference);
+        sum = vf_add(sum, low);
+        more = vf_add(more, high);
+        _mm512_storeu_si512(weight + j, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    return vf_add(sum, more);
+}
+
+#include "tiles.h"
+
+// --- problems of other types ---
+
+extern const trivium_kernels trivium_kernels_avx512;
+
+static int is_bf16(const trivium_problem *p) { return p->dtype == TRIVIUM_BFLOAT16; }
+
+static size_t pack_bytes_any(const trivium_problem *p, int64_t rows) {
+    return is_bf16(p) ? pack_bytes_amx(p, rows) : trivium_kernels_avx512.pack_bytes(p, rows);
+}
+static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    is_bf16(p) ? pack_amx(p, k, first, rows) : trivium_kernels_avx512.pack(p, k, first, rows);
+}
+static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
+    return is_bf16(p) ? scratch_bytes_amx(p, keys) : trivium_kernels_avx512.scratch_bytes(p, keys);
+}
+static void attend_any(const trivium_attend *a, void *scratch) {
+    is_bf16(a->head->problem) ? attend_amx(a, scratch) : trivium_kernels_avx512.attend(a, scratch);
+}
+static void representative_any(const trivium_representative *r, void *scratch) {
+    is_bf16(r->head->problem) ? representative_amx(r, scratch) : trivium_kernels_avx512.representative(r, scratch);
+}
+static void row_mass_any(const trivium_row_mass *r, void *scratch) {
+    is_bf16(r->head->problem) ? row_mass_amx(r, scratch) : trivium_kernels_avx512.row_mass(r, scratch);
+}
+
+// The system gives a process the tiles' registers when it asks for them.
+static int supported_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return 0;
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    int amx_bf16 = d >> 22 & 1, amx_tile = d >> 24 & 1;
+    return amx_bf16 && amx_tile && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+const trivium_kernels trivium_kernels_amx = {
+    .name = "amx",
+    .rank = 30,
+    .supported = supported_amx,
+    .pack_bytes = pack_bytes_any,
+    .pack = pack_any,
+    .scratch_bytes = scratch_bytes_any,
+    .attend = attend_any,
+    .representative = representative_any,
+    .row_mass = row_mass_any,
+};
+TRIVIUM_REGISTER(trivium_kernels_amx);

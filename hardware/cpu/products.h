@@ -1,0 +1,147 @@
+// Packing and products in float32, for every instruction set: included between
+// elements.h and tiles.h by files that define ROW_STEP and PANEL_STEP, the rows
+// and panels of one block of registers.
+typedef float query_t, weight_t;
+enum { KEY_STEP = PANEL, WEIGHTS_IN_PLACE = 1, SCALED_QUERY = 1 };
+#define BEGIN_PRODUCTS()
+#define END_PRODUCTS()
+
+static inline int value_panels(const trivium_problem *p) { return (p->value_dim + PANEL - 1) / PANEL; }
+// The panel of key n, a multiple of 16.
+static inline float *key_panel(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
+    return (float *)k->packed + (variant * round_up(k->key.rows, TILE) + n) * p->key_dim;
+}
+// Key n in the first panel of values of its chunk.
+static inline float *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    return key_panel(p, k, p->key_variants, 0) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
+}
+
+static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
+    return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
+}
+
+// rows: [16, stride], of which dim columns are turned into to: [dim, 16].
+static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {
+    int i = 0;
+    for (; i + LANES <= dim; i += LANES) {
+        for (int part = 0; part < PER_PANEL; part++) {
+            vf block[LANES];
+            for (int r = 0; r < LANES; r++) block[r] = vf_load(rows + (part * LANES + r) * stride + i);
+            vf_transpose(block);
+            for (int r = 0; r < LANES; r++) vf_store(to + (i + r) * PANEL + part * LANES, block[r]);
+        }
+    }
+    for (; i < dim; i++)
+        for (int r = 0; r < PANEL; r++) to[i * PANEL + r] = rows[r * stride + i];
+}
+
+static int key_plain(const trivium_problem *p, const trivium_keys *k, int variant) {
+    return k->key.dtype == TRIVIUM_FLOAT32 && !k->rotation[variant].table && p->key_dim % LANES == 0;
+}
+
+static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    _Alignas(64) float panel[PANEL * 256];
+    for (int64_t at = 0; at < TILE; at += PANEL) {
+        int64_t have = max_i64(0, min_i64(PANEL, rows - at));
+        for (int v = 0; v < p->key_variants; v++) {
+            if (have == PANEL && key_plain(p, k, v)) {
+                pack_panel(key_panel(p, k, v, first + at), (const float *)k->key.data + (first + at) * k->key.stride, k->key.stride, p->key_dim);
+                continue;
+            }
+            memset(panel, 0, sizeof panel);
+            for (int64_t r = 0; r < have; r++) {
+                load_floats(panel + r * 256, &k->key, first + at + r);
+                rotate_floats(panel + r * 256, p, &k->rotation[v], first + at + r);
+            }
+            pack_panel(key_panel(p, k, v, first + at), panel, 256, p->key_dim);
+        }
+    }
+    float *values = value_row(p, k, first);
+    for (int64_t r = 0; r < TILE; r++) {
+        if (r >= rows || p->value_dim % PANEL) memset(panel, 0, sizeof(float) * 256);
+        const float *from = panel;
+        if (r < rows && k->value.dtype == TRIVIUM_FLOAT32 && p->value_dim % PANEL == 0)
+            from = (const float *)k->value.data + (first + r) * k->value.stride;
+        else if (r < rows) load_floats(panel, &k->value, first + r);
+        for (int j = 0; j < value_panels(p); j++)
+            for (int i = 0; i < PANEL; i += LANES) vf_store(values + (j * TILE + r) * PANEL + i, vf_load(from + j * PANEL + i));
+    }
+}
+
+// c[R, 16N] = (add ? c : 0) + a[R, depth] . b[N panels][depth, 16].
+INLINE void product(const int R, const int N, const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add) {
+    vf sum[ROW_STEP][PANEL_STEP * PER_PANEL]; // of fixed size, so that it becomes registers
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int j = 0; j < N * PER_PANEL; j++) sum[r][j] = add ? vf_load(c + r * ldc + j * LANES) : vf_set1(0);
+    for (long k = 0; k < depth; k++) {
+        vf row[PANEL_STEP * PER_PANEL];
+#pragma GCC unroll 16
+        for (int j = 0; j < N * PER_PANEL; j++) row[j] = vf_load(b + j / PER_PANEL * panel + k * PANEL + j % PER_PANEL * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            vf x = vf_set1(a[r * lda + k]);
+#pragma GCC unroll 16
+            for (int j = 0; j < N * PER_PANEL; j++) sum[r][j] = vf_fma(x, row[j], sum[r][j]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int j = 0; j < N * PER_PANEL; j++) vf_store(c + r * ldc + j * LANES, sum[r][j]);
+}
+
+typedef void product_fn(const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add);
+#define PRODUCT(R, N)                                                                                                   \
+    static void product_##R##_##N(const float *a, long lda, const float *b, long panel, long depth, float *c, long ldc, int add) { \
+        product(R, N, a, lda, b, panel, depth, c, ldc, add);                                                            \
+    }
+#define PRODUCT_ROWS(N) PRODUCT(1, N) PRODUCT(2, N) PRODUCT(3, N) PRODUCT(4, N) PRODUCT(5, N) PRODUCT(6, N)
+#define PRODUCT_LIST(N) {product_1_##N, product_2_##N, product_3_##N, product_4_##N, product_5_##N, product_6_##N}
+_Static_assert(ROW_STEP == 6, "the list of products is for six rows");
+PRODUCT_ROWS(1)
+#if PANEL_STEP == 4
+PRODUCT_ROWS(2) PRODUCT_ROWS(3) PRODUCT_ROWS(4)
+static product_fn *const products[PANEL_STEP][ROW_STEP] = {PRODUCT_LIST(1), PRODUCT_LIST(2), PRODUCT_LIST(3), PRODUCT_LIST(4)};
+#else
+static product_fn *const products[PANEL_STEP][ROW_STEP] = {PRODUCT_LIST(1)};
+#endif
+
+static void store_query(float *to, const float *x, int n, float scale) {
+    for (int i = 0; i < n; i++) to[i] = x[i] * scale;
+}
+
+// score[rows, keys], as far as the limits: queries . keys [k0, k0+keys), k0 a
+// multiple of 16, of one chunk.
+static void multiply_scores(const float *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
+                            int variant, int64_t k0, int keys, float *score) {
+    const float *packed = key_panel(p, k, variant, k0);
+    for (int j = 0; j < keys; j += PANEL_STEP * PANEL) {
+        for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP) {
+            if (limit[s] <= j) continue;
+            int panels = (limit[s] - j) / PANEL < PANEL_STEP ? (limit[s] - j) / PANEL : PANEL_STEP;
+            int some = rows - r < ROW_STEP ? rows - r : ROW_STEP;
+            products[panels - 1][some - 1](query + (long)r * stride, stride, packed + (long)j * p->key_dim, (long)p->key_dim * PANEL,
+                                           p->key_dim, score + r * TILE + j, TILE, 0);
+        }
+    }
+}
+
+// out[rows, 16 value panels] += weight[rows, TILE] . values of keys from k0 on.
+static void multiply_values(const float *weight, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k, int64_t k0,
+                            float *out, int out_stride) {
+    const float *values = value_row(p, k, k0);
+    for (int j = 0; j < value_panels(p); j += PANEL_STEP) {
+        int panels = value_panels(p) - j < PANEL_STEP ? value_panels(p) - j : PANEL_STEP;
+        for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP) {
+            int some = rows - r < ROW_STEP ? rows - r : ROW_STEP;
+            if (limit[s])
+                products[panels - 1][some - 1](weight + r * TILE, TILE, values + (long)j * TILE * PANEL, TILE * PANEL, limit[s],
+                                               out + (long)r * out_stride + j * PANEL, out_stride, 1);
+        }
+    }
+}
+
+// The exponentials of a row take the place of its scores.
+#define weights(weight, score, keys, top, unit) ((void)(weight), exponentials(score, keys, top, unit))
