@@ -114,9 +114,12 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
       if (w.block < 0) continue;
     }
     // With two rotations: first the columns near the queries, then those far from them; a column at the border is both.
-    const int low = w.seq.q_offset + w.block * kTile;
     int next = 0;
-    bool far = false, first = true, last;
+    bool first = true, last;
+#ifdef BANDS
+    const int low = w.seq.q_offset + w.block * kTile;
+    bool far = false;
+#endif
     do {
       const int mine = next + lane;
       int column = 0;

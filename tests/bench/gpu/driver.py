@@ -47,7 +47,7 @@ def check(rc, what):
 
 def compile(name, defines=(), arch="sm_90a", options=()):
     """The cubin of src/<name>, with the compiler's log and the seconds it took."""
-    headers = sorted(glob.glob(os.path.join(SRC, "*.cuh")))
+    headers = sorted(glob.glob(os.path.join(SRC, "*.cuh")) + glob.glob(os.path.join(SRC, "*.h")))
     source = open(os.path.join(SRC, name), "rb").read()
     bodies = (C.c_char_p * len(headers))(*[open(h, "rb").read() for h in headers])
     names = (C.c_char_p * len(headers))(*[os.path.basename(h).encode() for h in headers])
@@ -82,6 +82,7 @@ class Module:
         check(cuda().cuModuleGetFunction(C.byref(f), self.module, name.encode()), name)
         if shared:
             check(cuda().cuFuncSetAttribute(f, 8, shared), "cuFuncSetAttribute")
+            check(cuda().cuFuncSetAttribute(f, 9, 100), "cuFuncSetAttribute")  # all of L1 as shared memory
         return f
 
 

@@ -32,7 +32,7 @@ class Index:
         else:
             m = driver.Module("flexindex_scores_sm90.cu", define + ["HEAD_DIM=%d" % head_dim])
             tile = 128 * head_dim * 2
-            self.shared = 1024 + 2 * tile + 8 * 16 * 72 * 4 + 24 + 8 * 128 * 4 + 8 * 144 * 4
+            self.shared = 1024 + 2 * tile + 8 * 8 * 136 * 4 + 24 + 8 * 128 * 4 + 8 * 144 * 4
             self.f["rows"], self.f["sums"] = m.function("flexindex_rows", self.shared), m.function("flexindex_sums", self.shared)
         self.keep = [select, m]
 
@@ -43,13 +43,13 @@ class Index:
         new = (lambda *s, dtype=torch.float32: torch.full(s, float("nan") if dtype.is_floating_point else -1, dtype=dtype, device=dev)) \
             if poison else (lambda *s, dtype=torch.float32: torch.empty(s, dtype=dtype, device=dev))
         i32, i64 = torch.int32, torch.int64
-        tps = max(4, -(-N * heads // 1056))
+        tps = tiles_per_split(N, heads, 2 * torch.cuda.get_device_properties(dev).multi_processor_count)
         splits, words = -(-N // tps), -(-N // 32)
         w = dict(partial=new(heads, splits, block, 2), vertical=new(heads, n), slash=new(heads, n), k_mean=new(b * hk, N, d),
                  v_pool=new(heads, N), s_pool=new(heads, N), estimate=new(heads, N), js=new(heads), aware=new(heads, dtype=i32),
                  block_p=new(heads, N * (N + 1) // 2), hist_count=new(3, 2 * heads, 2048, dtype=i32),
                  hist_low=new(3, 2 * heads, 2048, dtype=i64), state=new(2 * heads, 3, dtype=i64), v_bits=new(heads, words, dtype=i32),
-                 s_bits=new(heads, words, dtype=i32), row_ptr=new(heads * N + 1, dtype=i32),
+                 s_bits=new(heads, words + 1, dtype=i32), row_ptr=new(heads * N + 1, dtype=i32),
                  cols=new(heads * N * (N + 1) // 2, dtype=i32))
         if not hasattr(self, "done") or self.done.numel() < heads + 1:
             self.done = torch.zeros(heads + 1, dtype=i32, device=dev)  # the kernels leave it zero
@@ -82,6 +82,12 @@ class Index:
             for name, grid, block_, shared, args in steps:
                 driver.launch(f[name], grid, block_, shared, args)
         return go, w
+
+
+def tiles_per_split(blocks, heads, slots):
+    """Key tiles of one block of the score kernels: the least waves of work, a block's start counted as 1.5 tiles."""
+    cost = lambda t: -(-heads * -(-blocks // t) // slots) * (t + 1.5)
+    return min(range(1, blocks + 1), key=cost)
 
 
 def masks(w, heads, blocks):
@@ -125,7 +131,7 @@ def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128,
         v, sl, km = blocks_of(vertical), blocks_of(slash), pool(kh)
         est = (last.mean(0) @ km.T).softmax(-1)
         mid = (est + v) / 2
-        kl = lambda x: torch.where(x > 0, x * torch.log(x / mid), torch.zeros_like(x)).sum()
+        kl = lambda x: (x * torch.log(x / mid)).sum()  # NaN at a zero, as released: not below tau
         js[h] = (0.5 * kl(est) + 0.5 * kl(v)).clamp(min=0).sqrt()
         aware = js[h] < tau
         if aware:

@@ -1,0 +1,224 @@
+package cuda
+
+/*
+#include "src/flexindex_args.h"
+*/
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+)
+
+// Selection asks for the FlexPrefill mask of causal attention over whole
+// sequences: as many queries as keys, blocks of 128 tokens.
+type Selection struct {
+	Query, Key           Tensor
+	Half                 bool // fp16 instead of bf16
+	Scale                float32
+	Gamma, Tau           float32
+	MinBlocks, MaxBlocks int  // MaxBlocks 0: no limit
+	Released             bool // as the released code, faults included; otherwise with them mended
+}
+
+// Selected is the mask, in memory of the queue that is valid until its next
+// Select, and what it was chosen by: float32 and int32 for each batch and head.
+type Selected struct {
+	Mask
+	JSDistance, QueryAware Address
+}
+
+// DenseBelow is the longest prompt that FlexPrefill leaves dense.
+func (s Selection) DenseBelow() int { return max(2, s.MinBlocks) * Tile }
+
+// maxIndexBlocks is what the pooled scores of 16 rows may take of shared memory.
+const maxIndexBlocks = 2560
+
+func (s Selection) validate() error {
+	if err := s.Query.validate("q"); err != nil {
+		return err
+	}
+	if err := s.Key.validate("k"); err != nil {
+		return err
+	}
+	q, k := s.Query, s.Key
+	if q.Rows != k.Rows || q.Dim != k.Dim || q.Batch != k.Batch || q.Heads%k.Heads != 0 {
+		return fmt.Errorf("cuda: q is %d x %d x %d x %d and k %d x %d x %d x %d: want equal batches, rows and head_dim, q heads a multiple of k heads",
+			q.Batch, q.Heads, q.Rows, q.Dim, k.Batch, k.Heads, k.Rows, k.Dim)
+	}
+	if q.Rows <= s.DenseBelow() {
+		return fmt.Errorf("cuda: %d tokens are dense: an index needs more than %d", q.Rows, s.DenseBelow())
+	}
+	if q.Rows > maxIndexBlocks*Tile {
+		return fmt.Errorf("cuda: %d tokens: the index takes at most %d", q.Rows, maxIndexBlocks*Tile)
+	}
+	if s.Gamma <= 0 || s.Gamma >= 1 {
+		return fmt.Errorf("cuda: gamma %g: want (0, 1)", s.Gamma)
+	}
+	return nil
+}
+
+// Select starts the ten kernels of the index on the queue; it does not wait.
+func (q *Queue) Select(s Selection) (Selected, error) {
+	if err := s.validate(); err != nil {
+		return Selected{}, err
+	}
+	if q.device.Capability != 90 {
+		return Selected{}, fmt.Errorf("cuda: the index needs compute capability 9.0, %s has %d.%d", q.device.Name, q.device.Capability/10, q.device.Capability%10)
+	}
+	args := q.indexArgs(s)
+	if err := q.reserve(&args); err != nil {
+		return Selected{}, err
+	}
+	maps := make([]tensorMap, 2)
+	for i, t := range []Tensor{s.Query, s.Key} {
+		var err error
+		if maps[i], err = q.device.tensorMap(t, s.Half); err != nil {
+			return Selected{}, err
+		}
+	}
+	for _, l := range indexLaunches(s, &args, maps) {
+		if err := q.launch(l); err != nil {
+			return Selected{}, err
+		}
+	}
+	return Selected{Mask: Mask{Address(args.row_ptr), Address(args.cols)}, JSDistance: Address(args.js), QueryAware: Address(args.aware)}, nil
+}
+
+// indexArgs are the numbers; reserve adds the memory.
+func (q *Queue) indexArgs(s Selection) C.IndexArgs {
+	blocks, heads := ceilDiv(s.Query.Rows, Tile), s.Query.Batch*s.Query.Heads
+	tiles := tilesPerSplit(blocks, heads, 2*q.device.Processors)
+	maxBlocks := blocks
+	if s.MaxBlocks > 0 {
+		maxBlocks = min(blocks, s.MaxBlocks)
+	}
+	args := C.IndexArgs{
+		q: C.ulonglong(s.Query.Data), k: C.ulonglong(s.Key.Data),
+		q_batch: C.longlong(s.Query.StrideB), q_head: C.longlong(s.Query.StrideH), q_row: C.longlong(s.Query.Stride),
+		k_batch: C.longlong(s.Key.StrideB), k_head: C.longlong(s.Key.StrideH), k_row: C.longlong(s.Key.Stride),
+		batch: C.int(s.Query.Batch), q_heads: C.int(s.Query.Heads), kv_heads: C.int(s.Key.Heads),
+		n: C.int(s.Query.Rows), d: C.int(s.Query.Dim), block: Tile, blocks: C.int(blocks),
+		splits: C.int(ceilDiv(blocks, tiles)), tiles_per_split: C.int(tiles), words: C.int(ceilDiv(blocks, 32)),
+		min_blocks: C.int(max(1, s.MinBlocks)), max_blocks: C.int(maxBlocks),
+		gamma: C.float(s.Gamma), tau: C.float(s.Tau), scale: C.float(s.Scale), rule: 1,
+	}
+	if s.Released {
+		args.rule = 0
+	}
+	if heads > q.heads {
+		args.done = 0
+	}
+	return args
+}
+
+// tilesPerSplit is how many key tiles a block of the score kernels takes: the
+// fewest waves of work over the slots, the start of a block counted as 1.5 tiles.
+func tilesPerSplit(blocks, heads, slots int) int {
+	best, least := 1, -1.0
+	for t := 1; t <= blocks; t++ {
+		cost := float64(ceilDiv(heads*ceilDiv(blocks, t), slots)) * (float64(t) + 1.5)
+		if least < 0 || cost < least {
+			best, least = t, cost
+		}
+	}
+	return best
+}
+
+// part is a piece of the scratch memory.
+type part struct {
+	at    *C.ulonglong
+	bytes int
+}
+
+func indexParts(a *C.IndexArgs) []part {
+	heads, blocks, n := int(a.batch*a.q_heads), int(a.blocks), int(a.n)
+	triangle, words := blocks*(blocks+1)/2, int(a.words)
+	searches := 3 * 2 * heads * C.kBins1
+	return []part{
+		{&a.partial, heads * int(a.splits) * Tile * 8}, {&a.vertical, heads * n * 4}, {&a.slash, heads * n * 4},
+		{&a.k_mean, int(a.batch*a.kv_heads) * blocks * int(a.d) * 4}, {&a.v_pool, heads * blocks * 4},
+		{&a.s_pool, heads * blocks * 4}, {&a.estimate, heads * blocks * 4}, {&a.js, heads * 4}, {&a.aware, heads * 4},
+		{&a.block_p, heads * triangle * 4}, {&a.hist_count, searches * 4}, {&a.hist_low, searches * 8},
+		{&a.state, 2 * heads * int(unsafe.Sizeof(C.IndexState{}))}, {&a.v_bits, heads * words * 4},
+		{&a.s_bits, heads * (words + 1) * 4}, {&a.row_ptr, (heads*blocks + 1) * 4}, {&a.cols, heads * triangle * 4},
+	}
+}
+
+// reserve places the parts in the queue's scratch, which grows when it must:
+// then it waits for the work that still uses the old one.
+func (q *Queue) reserve(a *C.IndexArgs) error {
+	const align = 256
+	total := 0
+	for _, p := range indexParts(a) {
+		total += ceilDiv(p.bytes, align) * align
+	}
+	heads := int(a.batch * a.q_heads)
+	if total > q.size || heads > q.heads {
+		if err := q.grow(total, heads); err != nil {
+			return err
+		}
+	}
+	at := q.scratch
+	for _, p := range indexParts(a) {
+		*p.at = C.ulonglong(at)
+		at += Address(ceilDiv(p.bytes, align) * align)
+	}
+	a.done = C.ulonglong(q.done)
+	return nil
+}
+
+func (q *Queue) grow(size, heads int) error {
+	if err := q.Wait(); err != nil {
+		return err
+	}
+	for _, a := range []*Address{&q.scratch, &q.done} {
+		if err := q.device.Free(*a); err != nil {
+			return err
+		}
+		*a = 0
+	}
+	q.size, q.heads = 0, 0
+	var err error
+	if q.scratch, err = q.device.Alloc(size); err != nil {
+		return err
+	}
+	if q.done, err = q.zeroed((heads + 1) * 4); err != nil {
+		return err
+	}
+	q.size, q.heads = size, heads
+	return nil
+}
+
+// scoresShared is the dynamic shared memory of the score kernels: two K tiles,
+// the slabs of eight warps, barriers and partial sums.
+func scoresShared(headDim int) int {
+	return 1024 + 2*Tile*headDim*2 + 8*8*136*4 + 24 + 8*128*4 + 8*144*4
+}
+
+func indexLaunches(s Selection, a *C.IndexArgs, maps []tensorMap) []launch {
+	heads, blocks := int(a.batch*a.q_heads), int(a.blocks)
+	args := unsafe.Pointer(a)
+	element := ""
+	if s.Half {
+		element = "FP16"
+	}
+	choose, scores := indexKernel("flexindex_select.cu", element), scoresKernel(s.Query.Dim, s.Half)
+	longest := max(int(a.n), blocks*(blocks+1)/2)
+	search, rows := [3]int{ceilDiv(longest, 4096), 2 * heads}, [3]int{ceilDiv(heads*blocks, 32), 1}
+	split, shared := [3]int{int(a.splits), heads}, scoresShared(s.Query.Dim)
+	pooled := func(blocks int) int { return (16*(int(a.d)+blocks) + 64*(int(a.d)+4)) * 4 }
+	return []launch{
+		{kernel: choose, entry: "flexindex_pool", grid: [3]int{blocks, int(a.batch * a.kv_heads)}, threads: 256, args: args},
+		{kernel: scores, entry: "flexindex_rows", grid: split, threads: 256, shared: shared, maps: maps, args: args},
+		{kernel: scores, entry: "flexindex_sums", grid: split, threads: 256, shared: shared, maps: maps, args: args},
+		{kernel: choose, entry: "flexindex_blocks", grid: [3]int{ceilDiv(blocks, 16), heads}, threads: 256,
+			shared: pooled(blocks), limit: pooled(maxIndexBlocks), args: args},
+		{kernel: choose, entry: "flexindex_level0", grid: search, threads: 256, args: args},
+		{kernel: choose, entry: "flexindex_level1", grid: search, threads: 256, args: args},
+		{kernel: choose, entry: "flexindex_level2", grid: search, threads: 256, args: args},
+		{kernel: choose, entry: "flexindex_choose", grid: [3]int{2, heads}, threads: 1024, shared: blocks * 4, args: args},
+		{kernel: choose, entry: "flexindex_count", grid: rows, threads: 1024, args: args},
+		{kernel: choose, entry: "flexindex_fill", grid: rows, threads: 1024, args: args},
+	}
+}

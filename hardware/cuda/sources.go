@@ -1,0 +1,98 @@
+package cuda
+
+import (
+	"embed"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+//go:embed src/*.cu src/*.cuh src/*.h
+var sources embed.FS
+
+// Kernel is one source file compiled one way.
+type Kernel struct {
+	Source  string   // file in src
+	Defines []string // sorted
+	Least   int      // least compute capability, times ten
+	Exact   bool     // runs on Least alone (its a-features)
+}
+
+// For says whether the kernel can be compiled for an architecture such as "sm_90a".
+func (k Kernel) For(arch string) bool {
+	capability, accelerated, err := parseArch(arch)
+	if err != nil {
+		return false
+	}
+	if k.Exact {
+		return capability == k.Least && accelerated
+	}
+	return capability >= k.Least
+}
+
+func (k Kernel) String() string {
+	return k.Source + " " + strings.Join(k.Defines, " ")
+}
+
+// parseArch reads "sm_90a" as 90, true.
+func parseArch(arch string) (capability int, accelerated bool, err error) {
+	digits := strings.TrimPrefix(arch, "sm_")
+	accelerated = strings.HasSuffix(digits, "a")
+	capability, err = strconv.Atoi(strings.TrimSuffix(digits, "a"))
+	return capability, accelerated, err
+}
+
+// Feature is what a variant of the attention kernel adds to plain causal attention.
+type Feature string
+
+// The features; a plain call pays for none of them.
+const (
+	Bands   Feature = "BANDS"   // a second rotation of q beyond a distance
+	Window  Feature = "WINDOW"  // keys at a distance drop out
+	Softcap Feature = "SOFTCAP" // scores pass through softcap*tanh(x/softcap)
+	Sinks   Feature = "SINKS"   // a logit for each head joins the sum
+)
+
+func attendKernel(source string, capability int, exact bool, headDim int, half bool, features ...Feature) Kernel {
+	defines := []string{"HEAD_DIM=" + strconv.Itoa(headDim)}
+	if half {
+		defines = append(defines, "FP16")
+	}
+	for _, f := range features {
+		defines = append(defines, string(f))
+	}
+	sort.Strings(defines)
+	return Kernel{Source: source, Defines: slices.Compact(defines), Least: capability, Exact: exact}
+}
+
+// Kernels lists every kernel a device may be asked for: each feature alone and
+// the combinations that position strategies make.
+func Kernels() []Kernel {
+	var all []Kernel
+	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Bands, Sinks}, {Window, Sinks}, {Window, Softcap}}
+	for _, headDim := range []int{64, 128} {
+		for _, half := range []bool{false, true} {
+			for _, f := range features {
+				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, f...))
+			}
+			all = append(all, scoresKernel(headDim, half))
+		}
+	}
+	for _, element := range []string{"", "FP16", "FLOAT_INPUT"} {
+		all = append(all, indexKernel("flexindex_select.cu", element), indexKernel("flexindex_scores_plain.cu", element))
+	}
+	return all
+}
+
+func scoresKernel(headDim int, half bool) Kernel {
+	return attendKernel("flexindex_scores_sm90.cu", 90, true, headDim, half)
+}
+
+func indexKernel(source, element string) Kernel {
+	k := Kernel{Source: source, Least: 80}
+	if element != "" {
+		k.Defines = []string{element}
+	}
+	return k
+}
