@@ -65,15 +65,18 @@ func (l *linear) Merge(ctx context.Context, req *core.MergeRequest) (*core.Merge
 	})
 }
 
-// sum adds up one tile for all candidates in one pass over the sources.
+// sum adds up one tile of the sources for all candidates in one pass.
 func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
-	t := &b.req.Tensors[j.tensor]
-	in, err := mapTile(t.Inputs, j)
+	return b.sumOf(ctx, b.req.Tensors[j.tensor].Inputs, j, weights)
+}
+
+func (b *batch) sumOf(ctx context.Context, operands []core.MergeOperand, j job, weights [][]float64) error {
+	in, err := mapTile(operands, j)
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	out, err := mapTile(t.Outputs, j)
+	out, err := mapTile(b.req.Tensors[j.tensor].Outputs, j)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,11 @@ func (b *batch) check(t *core.MergeTensor) error {
 		return core.Invalid(b.id, "tensor %q has %d inputs: want one for each of %d sources", t.Name, len(t.Inputs), b.req.Sources)
 	}
 	newest := t.Inputs[len(t.Inputs)-1].Dtype
-	for _, list := range [][]core.MergeOperand{t.Inputs, t.Outputs} {
+	lists := [][]core.MergeOperand{t.Inputs, t.Outputs}
+	if t.Base != nil {
+		lists = append(lists, []core.MergeOperand{*t.Base})
+	}
+	for _, list := range lists {
 		for i, o := range list {
 			if size := length(t.Shape) * o.Dtype.Size(); o.Extent.Size != size || o.Dtype.Size() == 0 {
 				return core.Invalid(b.id, "tensor %q, operand %d: %d bytes of %v: shape %v wants %d", t.Name, i, o.Extent.Size, o.Dtype, t.Shape, size)
@@ -105,6 +109,10 @@ func (b *batch) copy(j job) error {
 }
 
 func nonFiniteMessage(t *core.MergeTensor, source int, n int64, j job) string {
-	file := t.Inputs[source].Extent.File.Name()
-	return fmt.Sprintf("tensor %q of source %d (%s) has %d NaN or Inf in elements %d to %d", t.Name, source, file, n, j.start, j.start+j.count-1)
+	whose, operand := "the base", t.Base
+	if source < len(t.Inputs) {
+		whose, operand = fmt.Sprintf("source %d", source), &t.Inputs[source]
+	}
+	return fmt.Sprintf("tensor %q of %s (%s) has %d NaN or Inf in elements %d to %d",
+		t.Name, whose, operand.Name(), n, j.start, j.start+j.count-1)
 }

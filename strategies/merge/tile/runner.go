@@ -37,20 +37,27 @@ type batch struct {
 	runner    *Runner
 	id        string
 	req       *core.MergeRequest
-	nonFinite [][]atomic.Int64 // by tensor and source
+	nonFinite [][]atomic.Int64 // by tensor and source, the base last
+}
+
+func newBatch(r *Runner, id string, req *core.MergeRequest) *batch {
+	b := &batch{runner: r, id: id, req: req, nonFinite: make([][]atomic.Int64, len(req.Tensors))}
+	for i := range b.nonFinite {
+		b.nonFinite[i] = make([]atomic.Int64, req.Sources+1)
+	}
+	return b
 }
 
 // run cuts the tensors into tiles and merges them on the request's threads.
 // Each element depends on its own tile alone, so the bytes do not depend on the
 // number of threads.
 func (r *Runner) run(ctx context.Context, id string, req *core.MergeRequest, merge func(ctx context.Context, b *batch, j job) error) (*core.MergeResponse, error) {
-	b := &batch{runner: r, id: id, req: req, nonFinite: make([][]atomic.Int64, len(req.Tensors))}
+	b := newBatch(r, id, req)
 	var jobs []job
 	for i := range req.Tensors {
 		if err := b.check(&req.Tensors[i]); err != nil {
 			return nil, err
 		}
-		b.nonFinite[i] = make([]atomic.Int64, req.Sources)
 		jobs = append(jobs, tiles(i, length(req.Tensors[i].Shape))...)
 	}
 	err := each(ctx, req.Threads, len(jobs), func(i int) error {
@@ -92,7 +99,7 @@ func (b *batch) response() *core.MergeResponse {
 		if copied(&b.req.Tensors[i]) {
 			report.Policy = "copied"
 		} else {
-			for s := range b.nonFinite[i] {
+			for s := range b.req.Sources {
 				report.NonFinite = append(report.NonFinite, b.nonFinite[i][s].Load())
 			}
 		}
@@ -105,10 +112,18 @@ func (b *batch) response() *core.MergeResponse {
 func (b *batch) count(j job, nonFinite []int64) error {
 	for s, n := range nonFinite {
 		b.nonFinite[j.tensor][s].Add(n)
-		if n > 0 && !b.req.AllowNonFinite {
-			t := &b.req.Tensors[j.tensor]
-			return (&core.Error{Kind: core.ErrCheckpoint, Strategy: b.id,
-				Message: nonFiniteMessage(t, s, n, j)}).WithHint("mend that checkpoint, leave it out, or pass allow_nonfinite=True")
+	}
+	return b.refuse(j, nonFinite)
+}
+
+func (b *batch) refuse(j job, nonFinite []int64) error {
+	if b.req.AllowNonFinite {
+		return nil
+	}
+	for s, n := range nonFinite {
+		if n > 0 {
+			return (&core.Error{Kind: core.ErrCheckpoint, Strategy: b.id, Message: nonFiniteMessage(&b.req.Tensors[j.tensor], s, n, j)}).
+				WithHint("mend that checkpoint, leave it out, or pass allow_non_finite=True")
 		}
 	}
 	return nil
