@@ -3,6 +3,8 @@ package flexprefill
 import (
 	"math"
 
+	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
@@ -13,12 +15,12 @@ func (h head) distance() float64 {
 	blocks := h.Diagonal(h.QueryBlocks-1) + 1 // beyond it nothing is visible
 	blocks = min(blocks, h.KeyBlocks)
 	low, _ := h.Visible(h.QueryBlocks - 1)
+	similarity := h.call.Similarity(h.meanQuery(), h.keys, func(int) (int, int) { return low, blocks })[0]
 	estimate := make([]float64, blocks)
-	mean := h.meanQuery()
 	for j := range estimate {
 		estimate[j] = math.Inf(-1)
 		if j >= low {
-			estimate[j] = h.scale * mass.Dot(mean, h.keys.Data[j*h.keys.Dim:])
+			estimate[j] = float64(similarity[j])
 		}
 	}
 	mass.Softmax(estimate)
@@ -48,9 +50,10 @@ func relative(p, m float64) float64 {
 }
 
 // meanQuery is the mean of the rows that were scored.
-func (h head) meanQuery() []float32 {
+func (h head) meanQuery() kernel.Means {
 	mean, row := make([]float32, h.query.Cols), make([]float32, h.query.Cols)
-	for r := h.query.Rows - h.scores.Rows; r < h.query.Rows; r++ {
+	first := h.query.Rows - h.scores.Rows
+	for r := first; r < h.query.Rows; r++ {
 		dtype.Row(row, h.query, r)
 		for c, x := range row {
 			mean[c] += x
@@ -59,5 +62,6 @@ func (h head) meanQuery() []float32 {
 	for c := range mean {
 		mean[c] /= float32(h.scores.Rows)
 	}
-	return mean
+	middle := int64(h.offset + (first+h.query.Rows-1)/2)
+	return kernel.Means{Pooled: hardware.Pooled{Blocks: 1, Dim: len(mean), Data: mean}, Position: []int64{middle}}
 }

@@ -34,7 +34,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"paper: the fewest columns and diagonals, by token, whose mass reaches gamma, within the budgets; query-aware heads keep the tile that crosses gamma and no columns or diagonals beside it.",
 			"Ties: the earlier column, the nearer diagonal, the earlier tile.",
 			"Chunks: the last queries of each chunk choose for that chunk. When they are at least block_size, vertical-slash heads of a prompt's last chunk keep exactly the tiles of the one-shot call; other chunks promise neither the same nor a superset.",
-			"Block means are compared at true positions, without the bands of a position plan; the last queries are scored with them.",
+			"Block means are scored at the position plan's band of their middles.",
 		},
 	}, selectBlocks)
 }
@@ -94,10 +94,11 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 		}
 		slot := call.Slot(h.Sequence, h.Head)
 		call.Measured(h.Sequence, h.Head, scores[slot].LSE)
-		head{Head: h, settings: s, scale: call.Request.Scale,
+		head{Head: h, settings: s, call: call,
 			gamma: call.Params.FloatAt("gamma", h.Head), tau: call.Params.FloatAt("tau", h.Head),
-			query: sequence.Query[h.Head], scores: scores[slot],
-			queries: queries[slot], keys: keys[call.KeySlot(h.Sequence, h.Head)],
+			query: sequence.Query[h.Head], offset: sequence.Offset, scores: scores[slot],
+			queries: call.QueryMeans(h.Sequence, s.block, queries[slot]),
+			keys:    call.KeyMeans(h.Sequence, s.block, keys[call.KeySlot(h.Sequence, h.Head)]),
 		}.choose()
 		return nil
 	})
@@ -107,10 +108,12 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 type head struct {
 	*kernel.Head
 	settings
-	scale, gamma, tau float64
-	query             hardware.Matrix
-	scores            hardware.RepresentativeScores
-	queries, keys     hardware.Pooled
+	call          *kernel.Call
+	gamma, tau    float64
+	query         hardware.Matrix
+	offset        int // position of its row 0
+	scores        hardware.RepresentativeScores
+	queries, keys kernel.Means
 }
 
 func (h head) choose() {

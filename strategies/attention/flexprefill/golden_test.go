@@ -23,11 +23,20 @@ const (
 )
 
 func TestGolden(t *testing.T) {
-	backends.Each(t, func(t *testing.T, backend hardware.Backend) { testGolden(t, flexprefill.New(kernel.New(backend))) })
+	backends.Each(t, func(t *testing.T, backend hardware.Backend) {
+		testGolden(t, flexprefill.New(kernel.New(backend)), request.Golden.InProject)
+	})
 }
 
-func testGolden(t *testing.T, s core.AttentionStrategy) {
+func TestLargeGolden(t *testing.T) {
+	testGolden(t, flexprefill.New(kernel.New(backends.Best(t))), func(g request.Golden) bool { return !g.InProject() })
+}
+
+func testGolden(t *testing.T, s core.AttentionStrategy, wanted func(request.Golden) bool) {
 	for _, g := range request.Goldens(t) {
+		if !wanted(g) {
+			continue
+		}
 		t.Run(g.File, func(t *testing.T) {
 			tensors := g.Open(t)
 			req := goldenRequest(g, tensors)

@@ -12,13 +12,13 @@ import (
 func (h head) keepQueryAware() {
 	probability := make([]float32, h.QueryBlocks*h.KeyBlocks)
 	row64 := make([]float64, h.KeyBlocks)
+	similarity := h.call.Similarity(h.queries, h.keys, h.Visible)
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		query := h.queries.Data[row*h.queries.Dim : (row+1)*h.queries.Dim]
 		for j := range row64 {
 			row64[j] = math.Inf(-1)
 			if j >= low && j < high {
-				row64[j] = h.scale * mass.Dot(query, h.keys.Data[j*h.keys.Dim:])
+				row64[j] = float64(similarity[row][j])
 			}
 		}
 		mass.Softmax(row64)

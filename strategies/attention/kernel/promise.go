@@ -8,7 +8,6 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
-	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/promise"
 )
 
@@ -53,7 +52,8 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		forced := h.Count()
 		rule := samples[slot].head(h, masses[slot].Mass)
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
-		rule.Similarity = c.similarity(h.Tiles, queries[slot], keys[c.KeySlot(h.Sequence, h.Head)])
+		rule.Similarity = c.Similarity(c.QueryMeans(h.Sequence, blockSize, queries[slot]),
+			c.KeyMeans(h.Sequence, blockSize, keys[c.KeySlot(h.Sequence, h.Head)]), h.Visible)
 		h.keep(rule.Find(), forced)
 		return nil
 	})
@@ -205,17 +205,4 @@ func (s sample) head(h *Head, rows []float32) *promise.Head {
 	}
 	slices.SortStableFunc(rule.Score, func(a, b promise.Probe) int { return cmp.Compare(a.Row, b.Row) })
 	return rule
-}
-
-// similarity is the scaled product of mean queries and mean keys, where visible.
-func (c *Call) similarity(t *Tiles, queries, keys hardware.Pooled) [][]float32 {
-	all := make([][]float32, queries.Blocks)
-	for i := range all {
-		all[i] = make([]float32, keys.Blocks)
-		low, high := t.Visible(i)
-		for j := low; j < high; j++ {
-			all[i][j] = float32(c.Request.Scale * mass.Dot(queries.Data[i*queries.Dim:(i+1)*queries.Dim], keys.Data[j*keys.Dim:]))
-		}
-	}
-	return all
 }

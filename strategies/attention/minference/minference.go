@@ -70,7 +70,8 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 		case streaming:
 			pattern.Streaming(h, 0, p.first, p.second, 0)
 		case blockSparse:
-			pattern.TopBlocks(h, queries[slot], keys[call.KeySlot(h.Sequence, h.Head)], p.first)
+			pattern.TopBlocks(h, call.Similarity(call.QueryMeans(h.Sequence, size, queries[slot]),
+				call.KeyMeans(h.Sequence, size, keys[call.KeySlot(h.Sequence, h.Head)]), h.Visible), p.first)
 		default:
 			call.Measured(h.Sequence, h.Head, scores[slot].LSE)
 			pattern.VerticalSlash{Columns: p.first, Slashes: p.second, Forced: forced, ByToken: byToken}.Keep(h, scores[slot])

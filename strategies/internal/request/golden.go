@@ -46,6 +46,12 @@ func Goldens(t *testing.T) []Golden {
 	return cases
 }
 
+// InProject says whether the case is part of the project.
+func (g Golden) InProject() bool {
+	_, err := os.Stat(filepath.Join(GoldenFolder, g.File))
+	return err == nil
+}
+
 // Open reads the case's tensors. Two cases are part of the project; the larger
 // ones lie in the folder that TRIVIUM_SHARED names, and are skipped without it.
 func (g Golden) Open(t *testing.T) map[string]*tensor.Tensor {

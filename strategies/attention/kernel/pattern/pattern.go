@@ -62,16 +62,16 @@ func heaviestTokens(values []float32, count, forced int) []int {
 	return mass.Largest(raised, min(max(count, forced), len(raised)))
 }
 
-// TopBlocks keeps, of each query block, the count key blocks whose mean is most
-// like its mean query, and the diagonal.
-func TopBlocks(h *kernel.Head, queries, keys hardware.Pooled, count int) {
+// TopBlocks keeps, of each query block, the count key blocks with the highest
+// score of block means, and the diagonal.
+func TopBlocks(h *kernel.Head, similarity [][]float32, count int) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		similarity := make([]float64, high-low)
-		for i := range similarity {
-			similarity[i] = mass.Dot(queries.Data[row*queries.Dim:(row+1)*queries.Dim], keys.Data[(low+i)*keys.Dim:])
+		scores := make([]float64, high-low)
+		for i := range scores {
+			scores[i] = float64(similarity[row][low+i])
 		}
-		for _, i := range mass.Order(similarity)[:min(count, high-low)] {
+		for _, i := range mass.Order(scores)[:min(count, high-low)] {
 			h.Keep(row, low+i)
 		}
 		h.Keep(row, h.Diagonal(row))
