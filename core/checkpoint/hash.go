@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -36,7 +37,7 @@ func (t *Tensor) read(p []byte, at int64) error {
 	}
 	e := system("read", t.File.Path, err)
 	e.Tensor = t.Name
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		e.Reason, e.Err = fmt.Sprintf("the file ends at byte %d of the tensor: it was cut while in use", at+int64(n)), ErrTruncated
 	}
 	return e

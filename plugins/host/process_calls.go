@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -41,7 +42,7 @@ type sessionStream struct {
 
 func (t *sessionStream) SendMsg(m any) error {
 	err := t.ClientStream.SendMsg(m)
-	if err == nil || err == io.EOF { // EOF: RecvMsg has the reason
+	if err == nil || errors.Is(err, io.EOF) { // EOF: RecvMsg has the reason
 		return err
 	}
 	return t.session.outcome(t.Context(), t.method, err)
@@ -49,7 +50,7 @@ func (t *sessionStream) SendMsg(m any) error {
 
 func (t *sessionStream) RecvMsg(m any) error {
 	err := t.ClientStream.RecvMsg(m)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return err
 	}
 	return t.session.outcome(t.Context(), t.method, err)

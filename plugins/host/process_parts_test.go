@@ -112,15 +112,17 @@ func TestRuntimeDir(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dead, "plugin-dir"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	other := filepath.Join(short, "other")
-	if err := os.Mkdir(other, 0o700); err != nil {
-		t.Fatal(err)
+	other, alike := filepath.Join(short, "other"), filepath.Join(short, runtimePrefix+"1-my-results")
+	for _, path := range []string{other, alike} {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Symlink(other, filepath.Join(short, runtimePrefix+"3-4")); err != nil {
 		t.Fatal(err)
 	}
 	sweep(short)
-	for path, want := range map[string]bool{live.Path: true, dead: false, other: true} {
+	for path, want := range map[string]bool{live.Path: true, dead: false, other: true, alike: true} {
 		if _, err := os.Stat(path); (err == nil) != want {
 			t.Errorf("%s after the sweep: %v", path, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"golang.org/x/sys/unix"
 
@@ -11,11 +12,15 @@ import (
 )
 
 const (
-	runtimePrefix = "trivium-"
+	runtimePrefix = ".trivium-run-"
 	// maxRuntimeBase leaves room in a socket path (107 bytes) for our directory,
 	// go-plugin's directory in it, and the socket's own name.
-	maxRuntimeBase = 107 - len("/trivium-4194304-4294967295/plugin-dir4294967295/plugin4294967295")
+	maxRuntimeBase = 107 - len("/.trivium-run-4194304-4294967295/plugin-dir4294967295/plugin4294967295")
 )
+
+// runtimeName is what newRuntimeDir calls a directory and nobody else does:
+// what does not have such a name is never swept.
+var runtimeName = regexp.MustCompile(`^\.trivium-run-[0-9]+-[0-9]+$`)
 
 // RuntimeDir holds the sockets of the plugin processes: short, private (0700),
 // locked while its owner lives, removed by Close or by the next host.
@@ -86,6 +91,9 @@ func (d *RuntimeDir) Close() error {
 func sweep(base string) {
 	paths, _ := filepath.Glob(filepath.Join(base, runtimePrefix+"*-*")) // the pattern is well-formed
 	for _, path := range paths {
+		if !runtimeName.MatchString(filepath.Base(path)) {
+			continue
+		}
 		var st unix.Stat_t
 		if unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Getuid() {
 			continue

@@ -203,7 +203,7 @@ func (p *Peer) write(m message, fd int, wait bool) error {
 	case errors.Is(waitErr, os.ErrDeadlineExceeded):
 		return waitErr
 	case waitErr != nil:
-		return fmt.Errorf("%w: %v", ErrClosed, waitErr)
+		return fmt.Errorf("%w: %w", ErrClosed, waitErr)
 	case err == unix.EPIPE || err == unix.ECONNRESET:
 		return fmt.Errorf("%w: the plugin process has closed the side channel", ErrClosed)
 	}
