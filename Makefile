@@ -12,7 +12,7 @@ GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strate
 # Where goroutines share memory; the kernels' own threads are checked by their invariance tests.
 RACE := ./core/... ./plugins/... ./pybind/...
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv pytest notebooks bench clean
+.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest notebooks bench clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -22,7 +22,7 @@ $(VENV)/demo.stamp: $(shell git ls-files -- '*.go' '*.c' '*.h' '*.py' '*.cu' go.
 	$(VENV)/bin/python $(PIP) '.[demo]'
 	touch $@
 
-test: gen-check format-check lint vet go-test race wheel testenv pytest notebooks
+test: gen-check format-check lint vet go-test race wheel testenv types pytest notebooks
 
 # Seconds after the first run: what most changes can break.
 check: format-check vet
@@ -67,6 +67,9 @@ testenv: wheel
 	rm -rf $(TESTENV)
 	$(PYTHON) -m venv $(TESTENV)
 	$(TESTENV)/bin/python $(PIP) "$$(ls $(DIST)/*.whl)[demo,dev]"
+
+types: testenv
+	$(TESTENV)/bin/python -m mypy
 
 pytest:
 	cd tests && ../$(TESTENV)/bin/python -m pytest -q python

@@ -175,7 +175,7 @@ def attention(
     query = _tensor.describe(q, "query")
     inputs = [query, _tensor.describe(k, "key"), _tensor.describe(v, "value")]
     out = _tensor.empty_like(query)
-    written = _tensor.describe(out, "output")
+    written = _tensor.describe(out, "output", writable=True)
     request = _request(
         engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
         scale, causal, window, softcap, sinks, mask, block_size, probe_rows, threads, seed, layer, params,
@@ -186,7 +186,7 @@ def attention(
     if return_lse:
         batch, heads, length = request["query"]["shape"][:3]
         lse = _tensor.empty((batch, heads, length), "float32", like=query.kind)
-        request["lse"] = _tensor.describe(lse, "lse").request()
+        request["lse"] = _tensor.describe(lse, "lse", writable=True).request()
     request["report"] = return_report
     request["want_mask"] = return_mask
     result = _bridge.run("attend", request, timeout)
@@ -271,7 +271,8 @@ def _request(
     params: dict[str, Any],
 ) -> _tensor.Request:
     if isinstance(strategy, Attention):
-        strategy, params = strategy.strategy, {**strategy.params, **params}
+        params = {**strategy.params, **params}
+        strategy = strategy.strategy
     if block_size is not None and mask is None:
         params = {**params, "block_size": block_size}
     query, key, value = (_axes(t, layout) for t in inputs)
@@ -353,7 +354,7 @@ def _mask(mask: BlockMask | npt.NDArray[np.bool_], block_size: int | None) -> di
             "heads": mask.heads,
             "sequences": [s._asdict() for s in mask.sequences],
             "row_ptr": _tensor.describe(mask.row_ptr, "mask").request(),
-            "columns": _tensor.describe(mask.columns, "mask").request(),
+            "columns": _tensor.describe(mask.columns, "mask", empty=True).request(),
         }
     if mask.dtype != np.bool_ or mask.ndim not in (3, 4):
         raise InvalidArgument(

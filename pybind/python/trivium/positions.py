@@ -191,7 +191,8 @@ def frequencies(
 ) -> list[float]:
     """Give the rotary frequencies as a list, from themselves or from theta."""
     if inv_freq is not None:
-        return np.asarray(inv_freq, dtype=np.float64).ravel().tolist()
+        given: list[float] = np.asarray(inv_freq, dtype=np.float64).ravel().tolist()
+        return given
     if rope_theta is None:
         raise InvalidArgument(
             "a position strategy needs to know how query and key were rotated",
@@ -199,7 +200,8 @@ def frequencies(
         )
     if not (np.isfinite(rope_theta) and rope_theta > 0):
         raise InvalidArgument(f"rope_theta {rope_theta}: want a positive number")
-    return (float(rope_theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)).tolist()
+    made: list[float] = (float(rope_theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)).tolist()
+    return made
 
 
 def _plan_from_result(result: dict[str, Any]) -> PositionPlan:
