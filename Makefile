@@ -6,6 +6,7 @@ VENV := .venv
 TESTENV := .venv-test
 TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
+BUF := $(TOOLS)/venv/bin/buf
 DIST := build/wheels
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strategies/all/zz_*'
@@ -28,8 +29,12 @@ test: gen-check format-check lint vet go-test race wheel testenv types pytest no
 check: format-check vet
 	go test ./core/... ./strategies/... ./hardware/... ./plugins/wire/... ./plugins/shm/... ./tests/arch/...
 
-gen:
-	plugins/proto/generate.sh
+$(BUF):
+	$(PYTHON) -m venv $(TOOLS)/venv
+	$(TOOLS)/venv/bin/python -m pip --disable-pip-version-check install --quiet buf-bin==1.75.0
+
+gen: $(BUF)
+	BUF=$(BUF) plugins/proto/generate.sh
 	go generate ./strategies/all
 
 gen-check:
