@@ -9,10 +9,6 @@ import (
 	"github.com/trivium-ml/trivium/hardware"
 )
 
-// Probabilities are compared absolutely; a sum over rows of a mean, or over
-// keys of a row, is at most 1.
-const probabilityBudget = 2e-5
-
 func (c *randomCase) prepare(t *testing.T, b hardware.Backend) hardware.Session {
 	t.Helper()
 	s, err := b.Prepare(context.Background(), &c.problem)
@@ -37,7 +33,7 @@ func TestRepresentativeAgainstDefinition(t *testing.T) {
 			for k, got := range results {
 				heads := len(c.query[0])
 				i, h := k/heads, k%heads
-				worst = max(worst, c.compareRepresentative(t, i, h, got))
+				worst = max(worst, c.compareRepresentative(t, i, h, got, c.budget(isa)))
 			}
 			if t.Failed() {
 				t.Fatal(c)
@@ -47,13 +43,13 @@ func TestRepresentativeAgainstDefinition(t *testing.T) {
 	})
 }
 
-func (c *randomCase) compareRepresentative(t *testing.T, i, h int, got hardware.RepresentativeScores) (worst float64) {
+func (c *randomCase) compareRepresentative(t *testing.T, i, h int, got hardware.RepresentativeScores, limit budget) (worst float64) {
 	first := c.query[i][h].Rows - got.Rows
 	columns, slashes := make([]float64, len(got.Columns)), make([]float64, len(got.Slashes))
 	for r := range got.Rows {
 		scores := c.scores(i, h, first+r, false)
 		lse := logSumExp(scores)
-		worst = max(worst, c.compareLSE(t, got.LSE[r], lse))
+		worst = max(worst, compareLSE(t, got.LSE[r], lse, limit))
 		for n, x := range scores {
 			if math.IsInf(x, -1) {
 				continue
@@ -66,26 +62,26 @@ func (c *randomCase) compareRepresentative(t *testing.T, i, h int, got hardware.
 		}
 	}
 	for n := range columns {
-		worst = max(worst, compareProbability(t, "column", n, float64(got.Columns[n]), columns[n]))
-		worst = max(worst, compareProbability(t, "slash", n, float64(got.Slashes[n]), slashes[n]))
+		worst = max(worst, compareProbability(t, "column", n, float64(got.Columns[n]), columns[n], limit))
+		worst = max(worst, compareProbability(t, "slash", n, float64(got.Slashes[n]), slashes[n], limit))
 	}
 	return worst
 }
 
-func (c *randomCase) compareLSE(t *testing.T, got float32, want float64) float64 {
+func compareLSE(t *testing.T, got float32, want float64, limit budget) float64 {
 	if math.IsInf(want, -1) && math.IsInf(float64(got), -1) {
 		return 0
 	}
 	e := math.Abs(float64(got) - want)
-	if !(e <= budgets["vector"].lse) {
+	if !(e <= limit.lse) {
 		t.Errorf("lse %g, want %g", got, want)
 	}
 	return e
 }
 
-func compareProbability(t *testing.T, what string, n int, got, want float64) float64 {
+func compareProbability(t *testing.T, what string, n int, got, want float64, limit budget) float64 {
 	e := math.Abs(got - want)
-	if !(e <= probabilityBudget) {
+	if !(e <= limit.probability) {
 		t.Errorf("%s %d: %g, want %g", what, n, got, want)
 	}
 	return e
@@ -115,7 +111,7 @@ func TestRowMassAgainstDefinition(t *testing.T) {
 				t.Fatal(c, err)
 			}
 			for k, set := range sets {
-				worst = max(worst, c.compareMass(t, set, results[k], size))
+				worst = max(worst, c.compareMass(t, set, results[k], size, c.budget(isa)))
 			}
 			if t.Failed() {
 				t.Fatal(c)
@@ -125,14 +121,14 @@ func TestRowMassAgainstDefinition(t *testing.T) {
 	})
 }
 
-func (c *randomCase) compareMass(t *testing.T, set hardware.RowSet, got hardware.RowMass, size int) (worst float64) {
+func (c *randomCase) compareMass(t *testing.T, set hardware.RowSet, got hardware.RowMass, size int, limit budget) (worst float64) {
 	keys := c.problem.Sequences[set.Sequence].Key[0].Rows
 	blocks := (keys + size - 1) / size
 	step := max(1, len(set.Rows)/8)
 	for k := 0; k < len(set.Rows); k += step {
 		scores := c.scores(set.Sequence, set.Head, int(set.Rows[k]), false)
 		lse := logSumExp(scores)
-		worst = max(worst, c.compareLSE(t, got.LSE[k], lse))
+		worst = max(worst, compareLSE(t, got.LSE[k], lse, limit))
 		want := make([]float64, blocks)
 		for n, x := range scores {
 			if !math.IsInf(x, -1) {
@@ -140,7 +136,7 @@ func (c *randomCase) compareMass(t *testing.T, set hardware.RowSet, got hardware
 			}
 		}
 		for j := range want {
-			worst = max(worst, compareProbability(t, "block", j, float64(got.Mass[k*blocks+j]), want[j]))
+			worst = max(worst, compareProbability(t, "block", j, float64(got.Mass[k*blocks+j]), want[j], limit))
 		}
 	}
 	return worst

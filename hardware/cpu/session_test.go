@@ -102,7 +102,7 @@ func TestAttendAfterCancel(t *testing.T) {
 			t.Fatal(err)
 		}
 		for h := range c.query[0] {
-			c.compareRows(t, 0, h, budgetOf(isa), &budget{})
+			c.compareRows(t, 0, h, c.budget(isa), &budget{})
 		}
 	})
 }

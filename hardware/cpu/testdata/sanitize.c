@@ -1,0 +1,161 @@
+// Runs every operation of every table this machine supports on random shapes
+// in memory of exactly the right size, for AddressSanitizer and UBSan to watch,
+// and compares with serial. Arguments: seed, cases.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include "../numbers.h"
+#include "../support.h"
+
+static uint64_t state;
+static int below(int n) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (int)((state >> 33) % (uint64_t)n);
+}
+static float normal(void) { return (float)(below(2001) + below(2001) + below(2001) - 3000) / 800; }
+
+static void *exactly(size_t bytes) { return malloc(bytes ? bytes : 1); }
+// As sessions align it, but not a byte more.
+static void *aligned(size_t bytes) {
+    void *p = NULL;
+    return posix_memalign(&p, 64, bytes ? bytes : 1) ? NULL : p;
+}
+
+static trivium_matrix matrix(int rows, int cols, int dtype) {
+    int stride = cols + below(3) * 5;
+    size_t count = rows ? (size_t)(rows - 1) * stride + cols : 0;
+    trivium_matrix m = {exactly(count * dtype_bytes(dtype)), rows, stride, cols, dtype};
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < cols; i++) store_number(m.data, dtype, (int64_t)r * stride + i, normal());
+    return m;
+}
+
+typedef struct {
+    trivium_problem problem;
+    trivium_band band[2];
+    trivium_rotation query_rotation[2], key_rotation[1];
+    trivium_keys keys;
+    trivium_head head;
+    trivium_matrix output;
+    int32_t *block, cancel;
+    int blocks, block_size, rows, count;
+} shape;
+
+static float *turns(int rows, int half) {
+    float *t = exactly(sizeof(float) * 2 * rows * half);
+    for (int i = 0; i < rows * half; i++) t[2 * i] = cosf((float)i), t[2 * i + 1] = sinf((float)i);
+    return t;
+}
+
+static void draw(shape *s) {
+    int dim = 1 + below(256), value_dim = below(3) ? dim : 1 + below(256), dtype = below(3);
+    int keys = 1 + below(400), two = below(2), half = below(dim / 2 + 1), border = 1 + below(100);
+    s->rows = 1 + below(128);
+    s->problem = (trivium_problem){
+        .band = s->band, .cancel = &s->cancel, .scale = 1 / sqrtf((float)dim), .softcap = below(3) ? 0 : 20, .window = below(3) ? 0 : 1 + below(200),
+        .causal = below(2), .bands = 1 + two, .key_dim = dim, .value_dim = value_dim, .half = half, .interleaved = below(2),
+        .query_variants = 1 + two, .key_variants = 1, .dtype = dtype};
+    s->band[0] = (trivium_band){1, INT64_MIN, two ? border : INT64_MAX, 0, 0};
+    s->band[1] = (trivium_band){1, border, INT64_MAX, 1, 0};
+    s->query_rotation[0] = (trivium_rotation){NULL, 0};
+    s->query_rotation[1] = (trivium_rotation){turns(s->rows, half), 2 * half};
+    s->key_rotation[0] = below(2) ? (trivium_rotation){turns(keys, half), 2 * half} : (trivium_rotation){NULL, 0};
+    s->keys = (trivium_keys){matrix(keys, dim, dtype), matrix(keys, value_dim, dtype), s->key_rotation, NULL};
+    s->head = (trivium_head){&s->problem, &s->keys, s->query_rotation, matrix(s->rows, dim, dtype), below(300)};
+    s->output = matrix(s->rows, value_dim, dtype);
+    s->block_size = 16 * (1 + below(12));
+    s->blocks = (keys + s->block_size - 1) / s->block_size;
+    s->block = exactly(sizeof(int32_t) * s->blocks);
+    s->count = 0;
+    for (int i = 0; i < s->blocks; i++)
+        if (below(2)) s->block[s->count++] = i;
+}
+
+static void drop(shape *s) {
+    free((void *)s->query_rotation[1].table);
+    free((void *)s->key_rotation[0].table);
+    free(s->keys.key.data);
+    free(s->keys.value.data);
+    free(s->head.query.data);
+    free(s->output.data);
+    free(s->block);
+}
+
+// Results of one table: outputs, lse, columns, slashes, mass, means.
+static double *run(shape *s, const trivium_kernels *k, int *count) {
+    int keys = (int)s->keys.key.rows, rows = s->rows, dim = s->problem.value_dim;
+    s->keys.packed = aligned(k->pack_bytes(&s->problem, keys));
+    k->pack(&s->problem, &s->keys, 0, keys);
+    void *scratch = aligned(k->scratch_bytes(&s->problem, keys));
+    float *lse = exactly(4 * rows), *columns = exactly(4 * keys), *slashes = exactly(4 * keys);
+    float *mass = exactly(sizeof(float) * rows * s->blocks), *mass_lse = exactly(4 * rows);
+    int32_t *row = exactly(4 * rows), *place = exactly(4 * rows);
+    int few = rows < TRIVIUM_REPRESENTATIVE_ROWS ? rows : TRIVIUM_REPRESENTATIVE_ROWS;
+    for (int i = 0; i < rows; i++) row[i] = i, place[i] = rows - 1 - i;
+    trivium_attend a = {.head = &s->head, .output = s->output, .lse = lse, .rows = rows, .last = keys, .sink = 0.5f};
+    if (s->count) a.block = s->block, a.blocks = s->count, a.block_size = s->block_size;
+    k->attend(&a, scratch);
+    *count = rows * dim + rows + 2 * keys + rows * s->blocks;
+    double *all = malloc(sizeof(double) * *count), *to = all;
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < dim; j++) *to++ = load_number(s->output.data, s->output.dtype, r * s->output.stride + j);
+    for (int r = 0; r < rows; r++) *to++ = lse[r];
+    trivium_representative r = {&s->head, rows - few, few, columns, slashes, lse};
+    k->representative(&r, scratch);
+    for (int j = 0; j < keys; j++) *to++ = columns[j];
+    for (int j = 0; j < keys; j++) *to++ = slashes[j];
+    trivium_row_mass m = {&s->head, row, place, rows, s->block_size, mass, mass_lse};
+    k->row_mass(&m, scratch);
+    for (int i = 0; i < rows * s->blocks; i++) *to++ = mass[i];
+    free(s->keys.packed), free(scratch), free(lse), free(columns), free(slashes), free(mass), free(mass_lse), free(row), free(place);
+    return all;
+}
+
+static void sums(const trivium_kernels *k) {
+    int n = 1 + below(3000), dtype = below(6), out_dtype = below(6);
+    void *in = exactly((size_t)n * dtype_bytes(dtype)), *out = exactly((size_t)n * dtype_bytes(out_dtype));
+    for (int i = 0; i < n; i++) store_number(in, dtype, i, normal());
+    const void *ins[1] = {in};
+    void *outs[1] = {out};
+    int32_t in_dtypes[1] = {dtype}, out_dtypes[1] = {out_dtype};
+    double weight[1] = {0.5};
+    int64_t bad[1] = {0};
+    void *scratch = aligned(k->sum_bytes);
+    trivium_sum s = {outs, ins, out_dtypes, in_dtypes, weight, bad, 0, n, 1, 1, below(2)};
+    k->weighted_sum(&s, scratch);
+    float *mean = exactly(sizeof(float) * 5 * 37);
+    trivium_pool p = {matrix(50, 37, below(3)), 5, 12, mean}; // positions 5 to 54: 5 blocks
+    k->pool(&p);
+    free(in), free(out), free(scratch), free(mean), free(p.rows.data);
+}
+
+int main(int argc, char **argv) {
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
+    int cases = argc > 2 ? atoi(argv[2]) : 100, tables, failed = 0;
+    const trivium_kernels *const *table = trivium_tables(&tables), *serial = NULL;
+    for (int t = 0; t < tables; t++)
+        if (table[t]->rank == 0) serial = table[t];
+    for (int i = 0; i < cases; i++) {
+        state = seed + i;
+        shape s = {0};
+        draw(&s);
+        int count;
+        double *want = run(&s, serial, &count);
+        for (int t = 0; t < tables; t++) {
+            if (!table[t]->supported()) continue;
+            double *got = run(&s, table[t], &count), limit = s.problem.dtype == TRIVIUM_FLOAT32 ? 1e-4 : 0.1;
+            for (int j = 0; j < count; j++) {
+                if (got[j] == want[j] || fabs(got[j] - want[j]) <= limit) continue;
+                printf("seed %llu: %s differs at %d of %d: %g, serial %g\n", (unsigned long long)(seed + i), table[t]->name, j, count, got[j], want[j]);
+                failed = 1;
+                break;
+            }
+            free(got);
+            if (table[t]->weighted_sum) sums(table[t]);
+        }
+        free(want);
+        drop(&s);
+    }
+    printf("%d cases from seed %llu, %s\n", cases, (unsigned long long)seed, failed ? "FAILED" : "clean");
+    return failed;
+}
