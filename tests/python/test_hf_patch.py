@@ -64,7 +64,7 @@ def test_nested_patches(model: Any) -> None:
             logits(model, ids)
         with trivium.hf.trace() as outer:
             logits(model, ids)
-    assert {c.report.strategy for c in outer.calls} == {"dense"}
+    assert {c.report.strategy for c in outer.calls} == {"attention.dense"}
     assert len(inner.calls) == len(outer.calls) == 3
     assert model.config._attn_implementation == "eager"
 
@@ -73,7 +73,7 @@ def test_each_layer_its_own_strategy(model: Any) -> None:
     choice = {0: "dense", 2: {"strategy": "streaming"}}
     with trivium.hf.patch(model, attention=choice), trivium.hf.trace() as trace:
         logits(model, tokens(1, 40))
-    assert [c.report.strategy for c in trace.calls] == ["dense", "dense", "streaming"]
+    assert [c.report.strategy for c in trace.calls] == ["attention.dense", "attention.dense", "attention.streaming"]
 
 
 def test_register_without_patch() -> None:

@@ -65,7 +65,7 @@ def run_merge(documents: int, step: Callable[[], None] = lambda: None) -> MergeO
     """Merge the checkpoints with equal weights and compare losses on ``documents`` held-out documents."""
     from safetensors.torch import load_file
 
-    with tempfile.TemporaryDirectory(prefix="trivium-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="checkpoints-") as name:
         folder = Path(name)
         unpack(folder)
         tokens = load_file(folder / "eval.safetensors")["tokens"][:documents]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
 def show(result: Result) -> None:
     """Print the arms, the merge and where the page is."""
     console = Console()
-    table = Table(title=f"{result.model}, {result.length:,} tokens, {result.dtype}, key {result.key}")
+    table = Table(
+        title=f"{result.model}, {result.length:,} tokens, {result.dtype}, key {result.key}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(ARM_COLUMNS):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in arm_rows(result):
         table.add_row(*("–" if value is None else str(value) for value in row))
     console.print(table)

@@ -50,6 +50,9 @@ def render(result: Result, trace: Trace) -> str:
         f"that hides the pass key {escape(result.key)} at token {result.key_at:,}.</p>",
         "<h2>Attention</h2>",
         table(ARM_COLUMNS, arm_rows(result)),
+        f"<p>Times are wall clock: of the whole prefill, and of attention in it. Density is the share of causal "
+        f"tiles that are computed, coverage the attention mass they hold; ppl is the perplexity of the last tokens "
+        f"of the book, ΔNLL its logarithm less that of the first arm.</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in result.notes),
         "<h2>What FlexPrefill keeps</h2>",
         "<p>Dark tiles are attended to, light ones are left out, white is the future.</p>",
@@ -68,7 +71,7 @@ def render(result: Result, trace: Trace) -> str:
     return f"{head}<body>{''.join(parts)}</body></html>\n"
 
 
-ARM_COLUMNS = ("arm", "prefill s", "attention s", "density", "coverage", "perplexity", "ΔNLL", "answer")
+ARM_COLUMNS = ("arm", "prefill", "attention", "density", "coverage", "ppl", "ΔNLL", "answer")
 
 
 def arm_rows(result: Result) -> list[tuple[Any, ...]]:
@@ -77,8 +80,8 @@ def arm_rows(result: Result) -> list[tuple[Any, ...]]:
     return [
         (
             arm.arm,
-            f"{arm.prefill_s:.1f}",
-            f"{arm.attention_s:.1f}",
+            f"{arm.prefill_s:.1f} s",
+            f"{arm.attention_s:.1f} s",
             f"{arm.density:.3f}",
             None if arm.coverage is None else f"{arm.coverage:.3f}",
             f"{arm.perplexity:.2f}",

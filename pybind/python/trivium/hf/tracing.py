@@ -87,8 +87,8 @@ class Trace:
 
     @property
     def notes(self) -> list[str]:
-        """What was worth saying in any report, once each."""
-        return list(dict.fromkeys(note for call in self.calls for note in call.report.notes))
+        """What the reports of the prefill calls had to say, once each."""
+        return list(dict.fromkeys(note for call in self.prefill for note in call.report.notes))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per call and head: pandas.DataFrame(trace.rows()) is a table."""

@@ -82,7 +82,7 @@ def visibility(
     return _describe(grid, plain, local_size)
 
 
-def _is_plain_causal(mask_function: Pairs) -> bool:
+def _is_plain_causal(mask_function: object) -> bool:
     from transformers import masking_utils
 
     return mask_function is masking_utils.causal_mask_function
