@@ -6,9 +6,15 @@ import (
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/strategies/attention/custom"
 	"github.com/trivium-ml/trivium/strategies/attention/dense"
+	"github.com/trivium-ml/trivium/strategies/attention/flashprefill"
 	"github.com/trivium-ml/trivium/strategies/attention/flexprefill"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/attention/minference"
+	"github.com/trivium-ml/trivium/strategies/attention/oracle"
+	"github.com/trivium-ml/trivium/strategies/attention/probe"
 	"github.com/trivium-ml/trivium/strategies/attention/streaming"
+	"github.com/trivium-ml/trivium/strategies/attention/verticalslash"
+	"github.com/trivium-ml/trivium/strategies/attention/xattention"
 	"github.com/trivium-ml/trivium/strategies/merge"
 	"github.com/trivium-ml/trivium/strategies/merge/tile"
 	"github.com/trivium-ml/trivium/strategies/position"
@@ -19,8 +25,14 @@ func Attention(k *kernel.Kernel) []core.Strategy {
 	return []core.Strategy{
 		custom.New(k),
 		dense.New(k),
+		flashprefill.New(k),
 		flexprefill.New(k),
+		minference.New(k),
+		oracle.New(k),
+		probe.New(k),
 		streaming.New(k),
+		verticalslash.New(k),
+		xattention.New(k),
 	}
 }
 
@@ -44,9 +56,19 @@ func Position() []core.Strategy {
 // Merge makes every built-in merge strategy on one runner.
 func Merge(r *tile.Runner) []core.Strategy {
 	return []core.Strategy{
+		merge.Breadcrumbs(r),
+		merge.DARE(r),
+		merge.DELLA(r),
 		merge.EMA(r),
+		merge.Karcher(r),
 		merge.Linear(r),
+		merge.ModelStock(r),
+		merge.NuSLERP(r),
+		merge.SCE(r),
+		merge.SLERP(r),
 		merge.SMA(r),
+		merge.TIES(r),
+		merge.TaskArithmetic(r),
 		merge.WMA(r),
 		merge.WSM(r),
 	}
