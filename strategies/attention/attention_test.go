@@ -46,7 +46,7 @@ var strategies = []struct {
 	{"probe", probe.New, core.Params{"gamma": 0.5, "block_size": int64(32)}},
 }
 
-const tokens = 1100
+const tokens = 1400
 
 func newRequest(seed uint64, params core.Params) *core.AttentionRequest {
 	req := request.Random(seed, request.Shape{Batch: 1, Heads: 4, KVHeads: 2, Queries: tokens, Keys: tokens, Dim: 16})
@@ -208,28 +208,61 @@ func TestChunkRule(t *testing.T) {
 		if rule == "" {
 			continue
 		}
-		for _, ends := range [][]int{{512, tokens}, {96, 128, 640, tokens}, {1088, tokens}} {
+		for _, ends := range [][]int{{512, tokens}, {96, 128, 640, tokens}, {1344, tokens}} {
 			t.Run(fmt.Sprint(c.name, ends), func(t *testing.T) {
 				whole := newRequest(5, c.params)
 				want := choose(t, s, whole)
-				first := 0
-				for _, last := range ends {
-					chunk := *whole
-					chunk.QueryOffset = []int64{int64(first)}
-					chunk.Query, _ = whole.Query.Narrow(2, first, last-first)
-					chunk.Key, _ = whole.Key.Narrow(2, 0, last)
-					chunk.Value, _ = whole.Value.Narrow(2, 0, last)
-					checkChunk(t, rule, want, choose(t, s, &chunk))
-					first = last
-				}
+				checkChunks(t, s, whole, ends, rule, want)
 			})
 		}
 	}
 }
 
+// With a segment every strategy is independent of how a prompt is cut at its
+// multiples.
+func TestSegmentsMakeChunksTheSame(t *testing.T) {
+	for _, c := range strategies {
+		s := c.make(kernel.New(backends.Best(t)))
+		if _, ok := s.Info().Parameter("segment"); !ok {
+			continue
+		}
+		params := core.Params{"segment": int64(128)}
+		for name, value := range c.params {
+			params[name] = value
+		}
+		for _, ends := range [][]int{{512, tokens}, {128, 256, 1024, tokens}, {1280, tokens}} {
+			t.Run(fmt.Sprint(c.name, ends), func(t *testing.T) {
+				want := choose(t, s, newRequest(5, params))
+				if want == nil || len(want.Columns) == len(core.DenseMask(32, 4, want.Sequences, true).Columns) {
+					t.Fatal("the one-shot call is dense: the case shows nothing")
+				}
+				checkChunks(t, s, newRequest(5, params), ends, "same", want)
+			})
+		}
+	}
+}
+
+func checkChunks(t *testing.T, s core.AttentionStrategy, whole *core.AttentionRequest, ends []int, rule string, want *core.BlockMask) {
+	t.Helper()
+	first := 0
+	for _, last := range ends {
+		chunk := *whole
+		chunk.QueryOffset = []int64{int64(first)}
+		chunk.Query, _ = whole.Query.Narrow(2, first, last-first)
+		chunk.Key, _ = whole.Key.Narrow(2, 0, last)
+		chunk.Value, _ = whole.Value.Narrow(2, 0, last)
+		got := choose(t, s, &chunk)
+		if got == nil && want != nil {
+			got = core.DenseMask(want.BlockSize, want.Heads, chunk.BlockExtents(want.BlockSize), true)
+		}
+		checkChunk(t, rule, want, got)
+		first = last
+	}
+}
+
 func checkChunk(t *testing.T, rule string, whole, chunk *core.BlockMask) {
 	t.Helper()
-	if whole == nil || chunk == nil { // dense has everything
+	if whole == nil { // dense has everything
 		return
 	}
 	for h := range chunk.Heads {
@@ -265,6 +298,13 @@ func TestEnforcedCoverage(t *testing.T) {
 			for _, h := range attend(t, s, req).Report.Heads {
 				if !(*h.Coverage >= 0.8) {
 					t.Errorf("head %d keeps %g of the mass, .8 was promised", h.Head, *h.Coverage)
+				}
+			}
+			req.ProbeRows = 0 // then the promise itself is reported
+			response := attend(t, s, req)
+			for _, h := range response.Report.Heads {
+				if response.Mask != nil && !(*h.CoverageLower >= 0.8 && *h.Coverage >= *h.CoverageLower) {
+					t.Errorf("head %d: coverage %g, bound %g, .8 was promised", h.Head, *h.Coverage, *h.CoverageLower)
 				}
 			}
 		})

@@ -25,6 +25,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			{Name: "min_budget", Type: core.Int, Default: int64(512), Unit: "tokens", Min: core.Bound(0), Optional: true, Doc: "fewest columns and diagonals to keep; no longer prompts are dense; unset: one block"},
 			{Name: "max_budget", Type: core.Int, Unit: "tokens", Min: core.Bound(1), Doc: "most columns and diagonals to keep; unset: no limit"},
 			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.Segment(),
 			{Name: "gqa_interleave", Type: core.Bool, Default: false, Doc: "query head h reads kv head h mod kv_heads, rather than h / group"},
 			{Name: "rule", Type: core.String, Default: "fixed", Choices: []string{"released", "fixed", "paper"}, Doc: "how mass becomes blocks: as the released code, that with its faults mended, or by token as in the paper"},
 		}),
@@ -35,6 +36,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Ties: the earlier column, the nearer diagonal, the earlier tile.",
 			"Chunks: the last queries of each chunk choose for that chunk. When they are at least block_size, vertical-slash heads of a prompt's last chunk keep exactly the tiles of the one-shot call; other chunks promise neither the same nor a superset.",
 			"Block means are scored at the position plan's band of their middles.",
+			kernel.SegmentNote,
 		},
 	}, selectBlocks)
 }

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"math"
 	"time"
 	"unsafe"
 
@@ -39,14 +40,37 @@ func (k *Kernel) open(ctx context.Context, info core.Info, req *core.AttentionRe
 	if err := c.describe(); err != nil {
 		return nil, err
 	}
-	start := time.Now()
-	session, err := k.backend.Prepare(ctx, c.Problem)
-	if err != nil {
+	if err := c.prepare(ctx); err != nil {
 		return nil, err
+	}
+	return c, nil
+}
+
+// prepare packs the call's sequences.
+func (c *Call) prepare(ctx context.Context) error {
+	start := time.Now()
+	session, err := c.kernel.backend.Prepare(ctx, c.Problem)
+	if err != nil {
+		return err
 	}
 	c.Session, c.prepared = session, time.Since(start)
 	c.measured = make([]measurement, len(c.Problem.Sequences)*c.Heads)
-	return c, nil
+	return nil
+}
+
+// grid is the blocks of each of the call's sequences.
+func (c *Call) grid(blockSize int) []core.BlockExtent {
+	grid := make([]core.BlockExtent, len(c.Problem.Sequences))
+	for i := range grid {
+		s := &c.Problem.Sequences[i]
+		rows := s.Query[0].Rows
+		grid[i].KeyBlocks = (s.Key[0].Rows + blockSize - 1) / blockSize
+		if rows > 0 {
+			grid[i].FirstQueryBlock = int(math.Floor(float64(s.Offset) / float64(blockSize)))
+			grid[i].QueryBlocks = int(math.Floor(float64(s.Offset+rows-1)/float64(blockSize))) - grid[i].FirstQueryBlock + 1
+		}
+	}
+	return grid
 }
 
 // Close ends the backend's session.
@@ -143,6 +167,15 @@ func matrices(t *tensor.Tensor, dtype hardware.Dtype, batch, start, end int) []h
 		}
 	}
 	return out
+}
+
+// rowsFrom views rows [start, end) of a matrix.
+func rowsFrom(m hardware.Matrix, start, end int) hardware.Matrix {
+	if end > start {
+		m.Data = unsafe.Add(m.Data, start*m.Stride*m.Dtype.Size())
+	}
+	m.Rows = end - start
+	return m
 }
 
 // lseRows is the LSE of one head, one value per query of the request.

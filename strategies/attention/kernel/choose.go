@@ -28,7 +28,7 @@ func (h *Head) Dense(pattern, reason string) {
 // with "dense".
 func (c *Call) Dense(pattern, reason string) *core.Selection {
 	selection := &core.Selection{Reason: reason}
-	for s, extent := range c.Request.BlockExtents(defaultBlock) {
+	for s, extent := range c.grid(defaultBlock) {
 		for h := range c.Heads {
 			tiles := extent.Tiles(c.Request.Causal)
 			selection.Heads = append(selection.Heads, core.HeadReport{Sequence: s, Head: h, Pattern: pattern,
@@ -71,7 +71,7 @@ func (c *Call) BlockSize() (int, error) {
 // and names its pattern in the head's report; sequences of one query are dense
 // without asking. A selection whose heads are all dense has no mask.
 func (c *Call) Choose(ctx context.Context, blockSize int, choose func(h *Head) error) (*core.Selection, error) {
-	grid := c.Request.BlockExtents(blockSize)
+	grid := c.grid(blockSize)
 	heads := make([]chosen, len(grid)*c.Heads)
 	err := c.Each(ctx, len(heads), func(slot int) error {
 		h := &Head{Sequence: slot / c.Heads, Head: slot % c.Heads}

@@ -57,7 +57,7 @@ func meanCoverage(heads []core.HeadReport) *float64 {
 func (c *Call) reuse(report *core.Report) {
 	used := false
 	for slot, m := range c.measured {
-		if len(m.lse) == 0 {
+		if len(m.lse) == 0 || report.Heads[slot].Coverage != nil { // a promise says more
 			continue
 		}
 		rows := make([]int32, len(m.lse))

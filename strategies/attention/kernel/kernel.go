@@ -102,6 +102,14 @@ func (c *Call) choose(ctx context.Context, choose Selector) (*core.Selection, er
 	case c.decodes() && c.Request.Mask == nil: // a mask of the caller's is obeyed
 		return c.Dense("dense_decode", "one query per sequence: decoding is dense"), nil
 	}
+	if size := c.Params.Int("segment"); size > 0 {
+		return c.chooseBySegment(ctx, size, choose)
+	}
+	return c.ask(ctx, choose)
+}
+
+// ask lets the strategy choose, and tops up if coverage is to be enforced.
+func (c *Call) ask(ctx context.Context, choose Selector) (*core.Selection, error) {
 	selection, err := choose(ctx, c)
 	if err != nil || selection.Mask == nil || !c.enforces() {
 		return selection, err

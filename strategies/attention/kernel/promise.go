@@ -26,9 +26,9 @@ const (
 
 // Promise keeps, of each head, the tiles that force keeps and the fewest others
 // for which the lower confidence bound of coverage is at least the parameter
-// gamma.
+// gamma. A head that force makes dense is left at that.
 func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) (*core.Selection, error) {
-	grid := c.Request.BlockExtents(blockSize)
+	grid := c.grid(blockSize)
 	samples := c.sample(grid, blockSize)
 	sets := make([]hardware.RowSet, len(samples))
 	for slot, s := range samples {
@@ -49,6 +49,9 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 	return c.Choose(ctx, blockSize, func(h *Head) error {
 		slot := c.Slot(h.Sequence, h.Head)
 		force(h)
+		if h.reason != "" { // it is dense
+			return nil
+		}
 		forced := h.Count()
 		rule := samples[slot].head(h, masses[slot].Mass)
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)

@@ -20,10 +20,12 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Parameters: []core.Parameter{
 			{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "attention mass each head keeps, as a mean over rows"},
 			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.Segment(),
 		},
 		Notes: []string{
 			"Column 0 and the diagonal are kept in any case, as by the selectors it is held against.",
 			"Chunks: each chunk reaches gamma for its own rows; its tiles need not be those of a one-shot call.",
+			kernel.SegmentNote,
 		},
 	}, selectBlocks)
 }

@@ -23,12 +23,14 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Parameters: []core.Parameter{
 			{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "attention mass each head keeps, as a mean over rows"},
 			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.Segment(),
 		},
 		Notes: []string{
 			"Below 16384 keys: four random rows of each query block, each checked against the ranks that the others made; bound of 3 standard errors.",
 			"From 16384 keys: a random row of every fourth block ranks, 256 others check with 3.5 standard errors, 512 with 3 from 32768 keys on; block means alone rank where that keeps less.",
 			"Prompts of at most 1024 tokens are dense.",
 			"Chunks: each chunk keeps the promise for its own rows, and so for the prompt; its tiles need not be those of a one-shot call.",
+			kernel.SegmentNote,
 		},
 	}, selectBlocks)
 }
@@ -38,10 +40,15 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if err != nil {
 		return nil, err
 	}
+	const reason = "prompts of at most 1024 tokens gain nothing"
 	if call.Longest() <= denseBelow {
-		return call.Dense("dense", "prompts of at most 1024 tokens gain nothing"), nil
+		return call.Dense("dense", reason), nil
 	}
 	return call.Promise(ctx, size, func(h *kernel.Head) {
+		if call.Problem.Sequences[h.Sequence].Key[0].Rows <= denseBelow {
+			h.Dense("dense", reason)
+			return
+		}
 		h.Report.Pattern = "probe"
 		h.KeepColumn(0)
 		h.KeepSlash(0)

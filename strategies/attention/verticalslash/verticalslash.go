@@ -22,11 +22,13 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			{Name: "representative", Type: core.Int, Default: int64(64), Unit: "tokens", Min: core.Bound(1), Max: core.Bound(1024), Doc: "last queries that choose"},
 			{Name: "granularity", Type: core.String, Default: "block", Choices: []string{"block", "token"}, Doc: "block: budgets buy whole blocks; token: single columns and diagonals, with every tile they touch"},
 			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.Segment(),
 		}),
 		Notes: []string{
 			"The paper gathers single columns; this kernel attends to tiles, so granularity token keeps a superset of the paper's choice.",
 			"The first block of columns and the nearest of diagonals are always kept; by token the first and nearest 30.",
 			"Chunks: the last queries of each chunk choose for it; those of a prompt's last chunk keep the tiles of the one-shot call.",
+			kernel.SegmentNote,
 		},
 	}, selectBlocks)
 }
