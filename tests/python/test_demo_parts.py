@@ -28,7 +28,7 @@ def test_the_prompt_hides_the_key_and_keeps_the_book() -> None:
     text = Letters().encode(prompt.book())
     made = prompt.make_prompt(Letters(), text, 2000, continuation=300)
     letters = "".join(map(chr, made.ids))
-    sentence = prompt.KEY.format(key=made.key)
+    sentence = prompt.SENTENCE.format(key=made.key)
     assert len(made.ids) == 2000
     assert letters[made.key_at :].startswith(sentence)
     assert letters.endswith(prompt.QUESTION)

@@ -11,24 +11,12 @@ from typing import Any
 
 import torch
 
-import trivium
 from trivium import hf
 from trivium.demo.prompt import Prompt
+from trivium.eval.arms import TORCH, Arm, attending
 from trivium.hf.tracing import Trace
 
 ANSWER_TOKENS = 8
-TORCH = "torch"  # the attention of the arm that Trivium has no part in
-TIMED_SDPA = "trivium_demo_sdpa"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A name for the table, and what ``trivium.patch`` takes."""
-
-    name: str
-    attention: Any
-    position: Any = None
-
 
 ARMS = (
     Arm("torch SDPA, dense", TORCH),
@@ -78,7 +66,7 @@ def run_arm(
     probe_rows : int
         Random rows of each head on which coverage is measured.
     """
-    with _attending(model, arm), torch.inference_mode(), hf.trace(masks=mask_layers, probe_rows=probe_rows) as trace:
+    with attending(model, arm), torch.inference_mode(), hf.trace(masks=mask_layers, probe_rows=probe_rows) as trace:
         with _each_layer(model, step):
             started = time.perf_counter()
             state, logits = _prefill(model, prompt)
@@ -99,44 +87,6 @@ def run_arm(
         notes=tuple(trace.notes),
     )
     return outcome, trace
-
-
-@contextmanager
-def _attending(model: Any, arm: Arm) -> Iterator[None]:
-    if arm.attention != TORCH:
-        with trivium.patch(model, attention=arm.attention, position=arm.position):
-            yield
-        return
-    _register_timed_sdpa()
-    before = model.config._attn_implementation
-    model.config._attn_implementation = TIMED_SDPA
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-
-
-def _register_timed_sdpa() -> None:
-    """torch's own attention, with its time in the trace as the others have theirs."""
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    from trivium.hf import tracing
-    from trivium.report import Report, Times
-
-    def timed(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        result = sdpa_attention_forward(module, query, key, *args, **kwargs)
-        seconds = time.perf_counter() - started
-        trace = tracing.active()
-        if trace is not None:
-            report = Report("sdpa", "torch", torch.get_num_threads(), 1.0, Times(attend_ms=1e3 * seconds))
-            trace.add(module.layer_idx, query.shape[2], key.shape[2], report, seconds)
-        return result
-
-    AttentionInterface.register(TIMED_SDPA, timed)
-    AttentionMaskInterface.register(TIMED_SDPA, sdpa_mask)
 
 
 @contextmanager

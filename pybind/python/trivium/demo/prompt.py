@@ -9,11 +9,10 @@ from importlib.resources import files
 from typing import Any
 
 from trivium._errors import InvalidArgument
+from trivium.eval.tasks import QUESTION, SENTENCE
 
 CONTINUATION = 512  # tokens of the book whose perplexity is measured, before the question
 DEPTH = 0.25  # where the key is hidden, as a share of the window
-KEY = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
-QUESTION = "\n\nWhat is the pass key? The pass key is"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def make_prompt(
     """
     draw = random.Random(seed)
     key = str(draw.randrange(10_000, 100_000))
-    sentence = tokenizer.encode(KEY.format(key=key), add_special_tokens=False)
+    sentence = tokenizer.encode(SENTENCE.format(key=key), add_special_tokens=False)
     question = tokenizer.encode(QUESTION, add_special_tokens=False)
     room = length - len(sentence) - len(question)
     if room < 2 * continuation or room > len(text):
