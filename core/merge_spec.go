@@ -128,8 +128,8 @@ func (m *merging) recipe(o *output) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// checkpointError gives an error of the checkpoint package its kind and hint.
-func checkpointError(err error) error {
+// CheckpointError gives an error of the checkpoint package its kind and hint.
+func CheckpointError(err error) error {
 	if err == nil {
 		return nil
 	}

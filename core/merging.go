@@ -2,7 +2,6 @@ package core
 
 import (
 	"context"
-	"errors"
 	"path/filepath"
 	"slices"
 	"time"
@@ -44,7 +43,7 @@ func (e *Engine) merge(ctx context.Context, m *merging) error {
 	started := time.Now()
 	defer m.close()
 	if err := m.run(ctx); err != nil {
-		return at(checkpointError(err), m.strategy.Info())
+		return at(CheckpointError(err), m.strategy.Info())
 	}
 	for _, w := range m.warnings {
 		e.log.WithField(LogStrategy, m.strategy.Info().ID()).Warn(w)
@@ -88,6 +87,8 @@ type merging struct {
 	spec     *MergeSpec // what the outputs share
 	strategy MergeStrategy
 	outputs  []*output
+	// anyDtypes: sources may differ in dtype; the newest's are written by default.
+	anyDtypes bool
 
 	folders  []*checkpoint.Folder // sources, then the base if there is one
 	pairing  *checkpoint.Pairing
@@ -217,14 +218,4 @@ func (m *merging) copied() []string {
 		}
 	}
 	return names
-}
-
-// resumable says whether the same merge may do better next time.
-func resumable(err error) bool {
-	switch AsError(err).Kind {
-	case ErrCancelled, ErrDeadlineExceeded, ErrPluginCrashed, ErrEngineClosed, ErrOutOfMemory:
-		return true
-	}
-	var typed *checkpoint.Error
-	return errors.As(err, &typed) && typed.Transient()
 }

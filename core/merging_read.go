@@ -65,7 +65,7 @@ func (m *merging) checkDtypes() error {
 			}
 		}
 	}
-	said := !slices.ContainsFunc(m.outputs, func(o *output) bool { return o.dtype == tensor.Invalid })
+	said := m.anyDtypes || !slices.ContainsFunc(m.outputs, func(o *output) bool { return o.dtype == tensor.Invalid })
 	if said || len(m.pairing.Dtypes) == 0 {
 		return nil
 	}

@@ -21,7 +21,7 @@ func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
 		for _, o := range outputs {
 			if o.writer != nil {
 				// What is done stays for a resume that was asked for; else nothing stays.
-				err = errors.Join(err, m.leave(o.writer, err))
+				err = errors.Join(err, m.leave(o.writer))
 			}
 		}
 	}()
@@ -51,8 +51,8 @@ func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
 }
 
 // leave lets go of a writer whose checkpoint was not committed.
-func (m *merging) leave(w *checkpoint.Writer, err error) error {
-	if m.spec.Resume && resumable(err) {
+func (m *merging) leave(w *checkpoint.Writer) error {
+	if m.spec.Resume {
 		return w.Close()
 	}
 	// After a commit has begun there is nothing to go back to, and the error

@@ -2,8 +2,10 @@ package pybind
 
 import (
 	"context"
+	"regexp"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/checkpoint"
 	"github.com/trivium-ml/trivium/core/tensor"
 )
 
@@ -21,6 +23,7 @@ type mergeRequest struct {
 	AllowNonFinite bool        `json:"allow_non_finite"`
 	Overwrite      bool        `json:"overwrite"`
 	Resume         bool        `json:"resume"`
+	Volatile       bool        `json:"volatile"`
 	DryRun         bool        `json:"dry_run"`
 	ShardBytes     int64       `json:"shard_bytes"`
 	Threads        int         `json:"threads"`
@@ -35,16 +38,130 @@ func merge(ctx context.Context, request string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dtype := tensor.Invalid
-	if in.Dtype != "" {
-		if dtype, err = tensor.ParseDtype(in.Dtype); err != nil {
-			return "", core.Invalid("", "%v", err)
-		}
+	dtype, err := dtypeOf(in.Dtype)
+	if err != nil {
+		return "", err
 	}
 	report, err := e.Merge(ctx, &core.MergeSpec{Method: in.Method, Sources: in.Sources, Base: in.Base, Out: in.Out,
 		Weights: in.Weights, Steps: in.Steps, Params: in.Params, Dtype: dtype, Float64: in.Float64,
-		AllowNonFinite: in.AllowNonFinite, Overwrite: in.Overwrite, Resume: in.Resume, DryRun: in.DryRun,
+		AllowNonFinite: in.AllowNonFinite, Overwrite: in.Overwrite, Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun,
 		ShardBytes: in.ShardBytes, Threads: in.Threads,
+		Progress: func(done, total int64) { reportProgress(ctx, done, total) }})
+	if err != nil {
+		return "", err
+	}
+	return marshal(report)
+}
+
+// dtypeOf is tensor.Invalid for "".
+func dtypeOf(name string) (tensor.Dtype, error) {
+	if name == "" {
+		return tensor.Invalid, nil
+	}
+	dtype, err := tensor.ParseDtype(name)
+	if err != nil {
+		return dtype, core.Invalid("", "%v", err)
+	}
+	return dtype, nil
+}
+
+type sweepRequest struct {
+	Engine     int64     `json:"engine"`
+	Sources    []string  `json:"sources"`
+	Steps      []float64 `json:"steps"`
+	Candidates []struct {
+		Name    string      `json:"name"`
+		Method  string      `json:"method"`
+		Params  core.Params `json:"params"`
+		Sources []int       `json:"sources"`
+		Weights []float64   `json:"weights"`
+		Dtype   string      `json:"dtype"`
+		Out     string      `json:"out"`
+	} `json:"candidates"`
+	Float64    bool  `json:"float64"`
+	AnyDtypes  bool  `json:"any_dtypes"`
+	Overwrite  bool  `json:"overwrite"`
+	Resume     bool  `json:"resume"`
+	Volatile   bool  `json:"volatile"`
+	DryRun     bool  `json:"dry_run"`
+	ShardBytes int64 `json:"shard_bytes"`
+	Threads    int   `json:"threads"`
+}
+
+func sweep(ctx context.Context, request string) (string, error) {
+	var in sweepRequest
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	e, err := engines.find(in.Engine)
+	if err != nil {
+		return "", err
+	}
+	spec := &core.SweepSpec{Sources: in.Sources, Steps: in.Steps, Float64: in.Float64, AnyDtypes: in.AnyDtypes, Overwrite: in.Overwrite,
+		Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun, ShardBytes: in.ShardBytes, Threads: in.Threads,
+		Progress: func(done, total int64) { reportProgress(ctx, done, total) }}
+	for _, c := range in.Candidates {
+		dtype, err := dtypeOf(c.Dtype)
+		if err != nil {
+			return "", err
+		}
+		spec.Candidates = append(spec.Candidates, core.Candidate{Name: c.Name, Method: c.Method, Params: c.Params,
+			Sources: c.Sources, Weights: c.Weights, Dtype: dtype, Out: c.Out})
+	}
+	report, err := e.Sweep(ctx, spec)
+	if err != nil {
+		return "", err
+	}
+	return marshal(report)
+}
+
+// series finds the checkpoints of a run and picks some.
+func series(_ context.Context, request string) (string, error) {
+	var in struct {
+		Roots    []string `json:"roots"`
+		Pattern  string   `json:"pattern"`
+		N        int      `json:"n"`
+		Interval int64    `json:"interval"`
+		End      int64    `json:"end"`
+	}
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	if in.N < 0 || in.Interval < 0 || in.End < 0 {
+		return "", core.Invalid("", "n %d, interval %d, end %d: want none below 0", in.N, in.Interval, in.End)
+	}
+	var pattern *regexp.Regexp
+	if in.Pattern != "" {
+		var err error
+		if pattern, err = regexp.Compile(in.Pattern); err != nil || pattern.NumSubexp() < 1 {
+			return "", core.Invalid("", "pattern %q: want a regular expression with a group for the step, such as step-(\\d+)", in.Pattern)
+		}
+	}
+	found, err := checkpoint.FindSeries(in.Roots, pattern)
+	if err != nil {
+		return "", core.CheckpointError(err)
+	}
+	picked, err := found.Select(in.N, in.Interval, in.End)
+	if err != nil {
+		return "", core.CheckpointError(err)
+	}
+	return marshal(map[string]any{"steps": picked, "ignored": found.Ignored})
+}
+
+func similarity(ctx context.Context, request string) (string, error) {
+	var in struct {
+		Engine  int64    `json:"engine"`
+		Sources []string `json:"sources"`
+		Threads int      `json:"threads"`
+	}
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	e, err := engines.find(in.Engine)
+	if err != nil {
+		return "", err
+	}
+	report, err := e.Similarity(ctx, &core.SimilaritySpec{Sources: in.Sources, Threads: in.Threads,
 		Progress: func(done, total int64) { reportProgress(ctx, done, total) }})
 	if err != nil {
 		return "", err

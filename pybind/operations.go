@@ -6,6 +6,9 @@ var operations = map[string]operation{
 	"select":       selectBlocks,
 	"plan":         plan,
 	"merge":        merge,
+	"sweep":        sweep,
+	"series":       series,
+	"similarity":   similarity,
 	"doctor":       doctor,
 	"bridge.check": checkBridge,
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"syscall"
 )
 
 // Causes a caller may want to tell apart with errors.Is. Causes that come from
@@ -50,13 +49,6 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
-
-// Transient reports whether the system has refused, such as a full or failing disk,
-// so that the same write may succeed later.
-func (e *Error) Transient() bool {
-	var errno syscall.Errno
-	return errors.As(e.Err, &errno)
-}
 
 // system wraps an error of the operating system; its text becomes the reason.
 func system(op, file string, err error) *Error {

@@ -17,8 +17,8 @@ type merge struct{ strategy }
 type weigher struct{ merge }
 
 var (
-	_ core.MergeStrategy = (*merge)(nil)
-	_ core.Weigher       = (*weigher)(nil)
+	_ core.Comparer = (*merge)(nil)
+	_ core.Weigher  = (*weigher)(nil)
 )
 
 // Merge implements core.MergeStrategy. The plugin maps the files itself.
@@ -42,6 +42,33 @@ func (g *merge) Merge(ctx context.Context, req *core.MergeRequest) (*core.MergeR
 		}
 		response = wire.DecodeMergeResponse(reply)
 		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+// Compare implements core.Comparer.
+func (g *merge) Compare(ctx context.Context, req *core.CompareRequest) (*core.CompareResponse, error) {
+	var response *core.CompareResponse
+	err := g.call(ctx, func(ctx context.Context, c *call) error {
+		m, err := wire.EncodeCompare(req, func(o core.MergeOperand, writable bool) (uint64, int64, error) {
+			return c.place(ctx, o, writable)
+		})
+		if err != nil {
+			return err
+		}
+		m.CallId, m.Strategy = c.id, g.info.Name
+		var reply *pb.CompareResponse
+		if err := c.invoke(func() (err error) {
+			reply, err = pb.NewMergeServiceClient(c.session.Conn).Compare(ctx, m, callOptions...)
+			return err
+		}); err != nil {
+			return err
+		}
+		response, err = wire.DecodeCompareResponse(reply, req)
+		return badAnswer(err)
 	})
 	if err != nil {
 		return nil, err

@@ -56,3 +56,25 @@ func (g merge) Merge(ctx context.Context, m *pb.MergeRequest) (*pb.MergeResponse
 	}
 	return wire.EncodeMergeResponse(response), nil
 }
+
+func (g merge) Compare(ctx context.Context, m *pb.CompareRequest) (*pb.CompareResponse, error) {
+	strategy, info, err := g.lookup(m.GetStrategy())
+	if err != nil {
+		return nil, err
+	}
+	comparer, ok := strategy.(core.Comparer)
+	if !ok {
+		return nil, core.Errorf(core.ErrUnsupported, "%s does not compare checkpoints", info.ID())
+	}
+	memory := newMemory(ctx, g.table)
+	defer memory.release()
+	req, err := wire.DecodeCompare(m, memory)
+	if err != nil {
+		return nil, err
+	}
+	response, err := comparer.Compare(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return wire.EncodeCompareResponse(response), nil
+}

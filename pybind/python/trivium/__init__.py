@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from trivium.hf import patch as patch, trace as trace
     from trivium.masks import BlockMask as BlockMask
     from trivium.merging import MergeReport as MergeReport, merge as merge
+    from trivium.pma import series as series, similarity as similarity, sweep as sweep, watch as watch
     from trivium.positions import Position as Position, PositionPlan as PositionPlan, position as position
     from trivium.report import Report as Report
 
@@ -68,11 +69,12 @@ _HOMES = {
     "trivium.hf": ("patch", "trace"),
     "trivium.masks": ("BlockMask",),
     "trivium.merging": ("MergeReport", "merge"),
+    "trivium.pma": ("series", "similarity", "sweep", "watch"),
     "trivium.positions": ("Position", "PositionPlan", "position"),
     "trivium.report": ("Report",),
 }  # fmt: skip
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("hf", "viz", "demo", "eval")
+_MODULES = ("hf", "viz", "demo", "eval", "pma")
 
 __all__ = [*sorted(_NAMES), "hf", "list"]  # noqa: PLE0604
 

@@ -39,6 +39,8 @@ class MergeReport:
     bytes_read: int
     bytes_written: int
     seconds: float
+    disk_need: int
+    disk_free: int
     weights: tuple[float, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
     copied: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ def merge(
     allow_non_finite: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    durable: bool = True,
     dry_run: bool = False,
     shard_bytes: int | None = None,
     threads: int = 0,
@@ -102,11 +105,15 @@ def merge(
     allow_non_finite : bool
         Count NaN and infinities instead of refusing them.
     overwrite : bool
-        Replace a checkpoint that is in ``out``.
+        Replace a checkpoint, or an unfinished one, that is in ``out``.
     resume : bool
-        Go on with a killed merge of the same recipe; the result has the same bytes.
+        Go on with a killed merge of the same recipe, to the same bytes, and keep what is
+        done if this one is stopped. Without it, unfinished work in ``out`` is an error.
+    durable : bool
+        Wait until the disk has everything. Without it the result is as safe from a
+        killed process, but not from a power cut, and a slow disk does not slow the merge.
     dry_run : bool
-        Check and plan, write nothing.
+        Check and plan, write nothing. The report tells the disk space needed and free.
     progress : callable, optional
         Called with bytes written and bytes to write.
 
@@ -132,6 +139,7 @@ def merge(
         "allow_non_finite": allow_non_finite,
         "overwrite": overwrite,
         "resume": resume,
+        "volatile": not durable,
         "dry_run": dry_run,
         "shard_bytes": int(shard_bytes or 0),
         "threads": threads,

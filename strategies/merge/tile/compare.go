@@ -70,7 +70,9 @@ func (b *batch) tileProducts(ctx context.Context, j job) ([]float64, error) {
 	for first := int64(0); first < j.count; first += compared {
 		count := min(compared, j.count-first)
 		for s, v := range in.vectors {
-			if err := b.widen(ctx, j, s, part(v, first, count), wide[s][:count]); err != nil {
+			size := b.req.Tensors[j.tensor].Inputs[s].Dtype.Size()
+			v.Data, v.Len = unsafe.Add(v.Data, first*size), count
+			if err := b.widen(ctx, j, s, v, wide[s][:count]); err != nil {
 				return nil, err
 			}
 		}
@@ -86,10 +88,6 @@ func (b *batch) tileProducts(ctx context.Context, j job) ([]float64, error) {
 		}
 	}
 	return sum, nil
-}
-
-func part(v hardware.Vector, first, count int64) hardware.Vector {
-	return hardware.Vector{Data: unsafe.Add(v.Data, first*v.Dtype.Size()), Dtype: v.Dtype, Len: count}
 }
 
 func (b *batch) widen(ctx context.Context, j job, source int, v hardware.Vector, to []float64) error {

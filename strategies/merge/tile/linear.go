@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
 )
 
 // Weigh gives the weights of sources checkpoints, oldest first.
@@ -76,14 +77,20 @@ func (b *batch) sumOf(ctx context.Context, operands []core.MergeOperand, j job, 
 		return err
 	}
 	defer in.close()
-	out, err := mapTile(b.req.Tensors[j.tensor].Outputs, j)
-	if err != nil {
-		return err
-	}
-	defer out.close()
-	nonFinite, err := b.runner.backend.WeightedSum(ctx, out.vectors, in.vectors, weights, b.req.Float64, 1)
-	if err != nil {
-		return err
+	nonFinite := make([]int64, len(operands))
+	for first := int64(0); first < j.count; first += chunk {
+		count := min(chunk, j.count-first)
+		parts := in.part(operands, first, count)
+		err := b.store(b.req.Tensors[j.tensor].Outputs, j.start+first, count, func(out []hardware.Vector) error {
+			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)
+			for s, n := range found {
+				nonFinite[s] += n
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return b.count(j, nonFinite)
 }

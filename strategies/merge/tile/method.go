@@ -186,13 +186,10 @@ func (t *Tensor) combine(ctx context.Context, i int, combine func(v *Values, out
 	}
 	out := make([]float32, t.jobs[i].count)
 	combine(v, out)
-	to, err := mapTile(t.merge.Outputs, t.jobs[i])
-	if err != nil {
+	return t.batch.store(t.merge.Outputs, t.jobs[i].start, t.jobs[i].count, func(to []hardware.Vector) error {
+		_, err := t.batch.runner.backend.WeightedSum(ctx, to, []hardware.Vector{floats(out)}, [][]float64{{1}}, false, 1)
 		return err
-	}
-	defer to.close()
-	_, err = t.batch.runner.backend.WeightedSum(ctx, to.vectors, []hardware.Vector{floats(out)}, [][]float64{{1}}, false, 1)
-	return err
+	})
 }
 
 // load widens one tile to float32 and counts the NaN and Inf of each source.

@@ -69,6 +69,16 @@ func mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
 	return m, nil
 }
 
+// part is some elements of what is mapped.
+func (m *mapped) part(operands []core.MergeOperand, first, count int64) []hardware.Vector {
+	parts := make([]hardware.Vector, len(m.vectors))
+	for i, v := range m.vectors {
+		v.Data, v.Len = unsafe.Add(v.Data, first*operands[i].Dtype.Size()), count
+		parts[i] = v
+	}
+	return parts
+}
+
 func vectorDtype(d tensor.Dtype) hardware.VectorDtype {
 	switch d {
 	case tensor.BFloat16:
@@ -96,12 +106,7 @@ func (b *batch) copy(j job) error {
 	}
 	defer from.Close()
 	for _, o := range t.Outputs {
-		to, err := o.Extent.Map(j.start*size, j.count*size)
-		if err != nil {
-			return err
-		}
-		copy(to.Bytes(), from.Bytes())
-		if err := to.Close(); err != nil {
+		if err := write(o, j.start, from.Bytes()); err != nil {
 			return err
 		}
 	}

@@ -38,6 +38,7 @@ type batch struct {
 	id        string
 	req       *core.MergeRequest
 	nonFinite [][]atomic.Int64 // by tensor and source, the base last
+	buffers   buffers
 }
 
 func newBatch(r *Runner, id string, req *core.MergeRequest) *batch {
