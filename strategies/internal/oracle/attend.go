@@ -38,12 +38,7 @@ func (s *session) slot(sequence, head int) int {
 
 func (s *session) attendRow(q *sequence, head, i int, blocks *hardware.Blocks, extra float64) float64 {
 	kv := head * len(q.Key) / len(q.Query)
-	var keys []int
-	for j := range q.Key[kv].Rows {
-		if s.visible(q, i, j) && (blocks == nil || keeps(blocks, q.Offset, i, j)) {
-			keys = append(keys, j)
-		}
-	}
+	keys := s.keys(q, q.Key[kv].Rows, i, blocks)
 	out := make([]float64, q.Output[head].Cols)
 	if len(keys) == 0 {
 		dtype.PutRow(q.Output[head], i, out)
@@ -63,12 +58,23 @@ func (s *session) attendRow(q *sequence, head, i int, blocks *hardware.Blocks, e
 	return lse
 }
 
-func keeps(b *hardware.Blocks, offset, i, j int) bool {
-	row := (offset+i)/b.Size - offset/b.Size
-	for _, column := range b.Columns[b.RowPtr[row]:b.RowPtr[row+1]] {
-		if int(column) == j/b.Size {
-			return true
+// keys lists the keys that query row i attends to.
+func (s *session) keys(q *sequence, n, i int, blocks *hardware.Blocks) []int {
+	var keys []int
+	add := func(first, end int) {
+		for j := first; j < min(end, n); j++ {
+			if s.visible(q, i, j) {
+				keys = append(keys, j)
+			}
 		}
 	}
-	return false
+	if blocks == nil {
+		add(0, n)
+		return keys
+	}
+	row := (q.Offset+i)/blocks.Size - q.Offset/blocks.Size
+	for _, column := range blocks.Columns[blocks.RowPtr[row]:blocks.RowPtr[row+1]] {
+		add(int(column)*blocks.Size, (int(column)+1)*blocks.Size)
+	}
+	return keys
 }
