@@ -2,7 +2,7 @@
 // elements.h and tiles.h by files that define ROW_STEP and PANEL_STEP, the rows
 // and panels of one block of registers.
 typedef float query_t, weight_t;
-enum { KEY_STEP = PANEL, WEIGHTS_IN_PLACE = 1, SCALED_QUERY = 1 };
+enum { KEY_STEP = PANEL, PASS_ROWS = TILE, WEIGHTS_IN_PLACE = 1, SCALED_QUERY = 1 };
 #define BEGIN_PRODUCTS()
 #define END_PRODUCTS()
 
@@ -145,3 +145,5 @@ static void multiply_values(const float *weight, int rows, const int *limit, con
 
 // The exponentials of a row take the place of its scores.
 #define weights(weight, score, keys, top, unit) ((void)(weight), exponentials(score, keys, top, unit))
+// The machine foresees what float32 products will want soon enough.
+#define prefetch_tile(p, k, k0, keys, part, parts) ((void)0)

@@ -10,8 +10,9 @@
 //
 // To be defined before: vf with LANES floats and its operations; query_t and
 // weight_t with ROW_STEP and KEY_STEP, the rows of a strip and the keys that
-// its limit is a multiple of; NAME(x); and the products of these types, as
-// products.h has them for float32.
+// its limit is a multiple of, and PASS_ROWS, the rows that go through scores,
+// exponentials and values together; NAME(x); and the products of these types,
+// as products.h has them for float32.
 //
 // Error: exp2 below 2e-7 relative (polynomial 7.5e-8, the rest rounding), tanh
 // below 3e-7; sums of head_dim and of keys in float32, fused.
@@ -32,6 +33,7 @@ typedef struct {
     float unit;               // what scores are to be multiplied with to be in log2; positive
     float *score, *other;     // [TILE, TILE]
     int64_t row[TILE], position[TILE]; // rising
+    int from, to;             // the rows of the pass that score, weight and limit are about
     int limit[STRIPS];        // keys of the tile that some row of the strip sees, a multiple of KEY_STEP
     uint8_t ready[256];       // query variants
 } tile_rows;
@@ -78,17 +80,20 @@ static const query_t *query_variant(tile_rows *t, int variant) {
     return query;
 }
 
+static inline int limit_of(const tile_rows *t, int r) { return t->limit[(r - t->from) / ROW_STEP]; }
+static inline float *score_row(const tile_rows *t, int r) { return t->score + (r - t->from) * TILE; }
+
 static void set_limits(tile_rows *t, int64_t k0, int keys) {
-    for (int s = 0; s * ROW_STEP < t->rows; s++) {
-        int last = s * ROW_STEP + ROW_STEP - 1 < t->rows ? s * ROW_STEP + ROW_STEP - 1 : t->rows - 1;
+    for (int s = 0, r = t->from; r < t->to; s++, r += ROW_STEP) {
+        int last = r + ROW_STEP < t->to ? r + ROW_STEP - 1 : t->to - 1;
         int64_t seen = last_visible(t->problem, t->position[last], t->head->keys->key.rows) - k0;
         t->limit[s] = (int)round_up(max_i64(0, min_i64(seen, keys)), KEY_STEP);
     }
 }
 
 static void multiply_keys(tile_rows *t, const trivium_band *band, int64_t k0, int keys, float *score) {
-    const query_t *query = query_variant(t, band->query);
-    multiply_scores(query, t->query_stride, t->rows, t->limit, t->problem, t->head->keys, band->key, k0, keys, score);
+    const query_t *query = query_variant(t, band->query) + (long)t->from * t->query_stride;
+    multiply_scores(query, t->query_stride, t->to - t->from, t->limit, t->problem, t->head->keys, band->key, k0, keys, score);
 }
 
 // The keys at which a row at position m is in the band: [*first, *last).
@@ -101,7 +106,7 @@ static void band_keys(const trivium_band *b, int64_t m, int64_t *first, int64_t 
 
 static void multiply_bands(tile_rows *t, int64_t k0, int keys) {
     const trivium_problem *p = t->problem;
-    int64_t low = t->position[0], high = t->position[t->rows - 1];
+    int64_t low = t->position[t->from], high = t->position[t->to - 1];
     int first = 1;
     for (const trivium_band *b = p->band; b < p->band + p->bands; b++) {
         int64_t nearest = floor_div(low, b->chunk) - floor_div(k0 + keys - 1, b->chunk);
@@ -109,12 +114,12 @@ static void multiply_bands(tile_rows *t, int64_t k0, int keys) {
         if (p->causal) nearest = max_i64(nearest, 0);
         if (b->low > farthest || (b->high <= nearest && b->high != INT64_MAX)) continue;
         multiply_keys(t, b, k0, keys, first ? t->score : t->other);
-        for (int r = 0; r < t->rows && !first; r++) {
+        for (int r = t->from; r < t->to && !first; r++) {
             int64_t from, to;
             band_keys(b, t->position[r], &from, &to);
             from = max_i64(from - k0, 0);
-            to = min_i64(to - k0, t->limit[r / ROW_STEP]);
-            if (from < to) memcpy(t->score + r * TILE + from, t->other + r * TILE + from, sizeof(float) * (to - from));
+            to = min_i64(to - k0, limit_of(t, r));
+            if (from < to) memcpy(score_row(t, r) + from, t->other + (r - t->from) * TILE + from, sizeof(float) * (to - from));
         }
         first = 0;
     }
@@ -123,31 +128,36 @@ static void multiply_bands(tile_rows *t, int64_t k0, int keys) {
 static void cap_scores(tile_rows *t) {
     const trivium_problem *p = t->problem;
     vf scale = vf_set1(p->softcap * LOG2_E), inner = vf_set1(SCALED_QUERY ? 1 : fabsf(p->scale) / p->softcap);
-    for (int r = 0; r < t->rows; r++)
-        for (int j = 0; j < t->limit[r / ROW_STEP]; j += LANES)
-            vf_store(t->score + r * TILE + j, vf_mul(tanh_of(vf_mul(vf_load(t->score + r * TILE + j), inner)), scale));
+    for (int r = t->from; r < t->to; r++) {
+        float *score = score_row(t, r);
+        for (int j = 0; j < limit_of(t, r); j += LANES)
+            vf_store(score + j, vf_mul(tanh_of(vf_mul(vf_load(score + j), inner)), scale));
+    }
 }
 
 static void hide_keys(tile_rows *t, int64_t k0, int keys) {
     const trivium_problem *p = t->problem;
-    for (int r = 0; r < t->rows; r++) {
-        int limit = t->limit[r / ROW_STEP];
+    for (int r = t->from; r < t->to; r++) {
+        int limit = limit_of(t, r);
         int64_t from = first_visible(p, t->position[r]) - k0, to = last_visible(p, t->position[r], k0 + keys) - k0;
-        float *score = t->score + r * TILE;
+        float *score = score_row(t, r);
         for (int64_t j = 0; j < min_i64(from, limit); j++) score[j] = -INFINITY;
         for (int64_t j = max_i64(to, 0); j < limit; j++) score[j] = -INFINITY;
     }
 }
 
-// The scores of keys [k0, k0+keys), k0 a multiple of 16, within one chunk.
-static void score_tile(tile_rows *t, int64_t k0, int keys) {
+// The scores of rows [from, to) with keys [k0, k0+keys), k0 a multiple of 16,
+// within one chunk.
+static void score_tile(tile_rows *t, int from, int to, int64_t k0, int keys) {
     const trivium_problem *p = t->problem;
+    t->from = from;
+    t->to = to;
     set_limits(t, k0, keys);
     if (p->bands == 1) multiply_keys(t, p->band, k0, keys, t->score);
     else multiply_bands(t, k0, keys);
     if (p->softcap) cap_scores(t);
-    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[0], t->head->keys->key.rows) ||
-        k0 < first_visible(p, t->position[t->rows - 1])) hide_keys(t, k0, keys);
+    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[from], t->head->keys->key.rows) ||
+        k0 < first_visible(p, t->position[to - 1])) hide_keys(t, k0, keys);
 }
 
 // The first key of the next tile after k0, at most `end`.
@@ -191,38 +201,68 @@ typedef struct {
     int out_stride;
 } attention;
 
-static void attend_tile(attention *a, int64_t k0, int keys) {
-    tile_rows *t = &a->tile;
-    const trivium_problem *p = t->problem;
-    score_tile(t, k0, keys);
-    for (int r = 0; r < t->rows; r++) {
-        int limit = t->limit[r / ROW_STEP];
-        if (!limit) continue;
-        float *score = t->score + r * TILE;
-        vf top = row_maximum(score, limit);
-        if (vf_any_above(top, vf_set1(a->top[r]))) {
-            float next = vf_highest(top);
-            vf shrink = vf_set1(exp2_scalar((a->top[r] - next) * t->unit));
-            a->top[r] = next;
-            vf_store(a->sum + r * LANES, vf_mul(vf_load(a->sum + r * LANES), shrink));
-            for (int j = 0; j < a->out_stride; j += LANES)
-                vf_store(a->out + r * a->out_stride + j, vf_mul(vf_load(a->out + r * a->out_stride + j), shrink));
-        }
-        vf sum = weights(t->weight + r * TILE, score, limit, a->top[r], t->unit);
-        vf_store(a->sum + r * LANES, vf_add(vf_load(a->sum + r * LANES), sum));
-    }
-    multiply_values(t->weight, t->rows, t->limit, p, t->head->keys, k0, a->out, a->out_stride);
+// The tiles of keys that a call looks at, in order.
+typedef struct {
+    const trivium_attend *call;
+    int64_t low, high;        // keys that some row sees
+    int64_t block, at, end;   // the next block of the list, the run of neighbours at work
+} key_tiles;
+
+typedef struct {
+    int64_t k0;
+    int keys;                 // 0: there are no more
+} key_tile;
+
+static key_tiles first_tiles(const trivium_attend *c, const tile_rows *t) {
+    int64_t low = first_visible(t->problem, t->position[0]) / PANEL * PANEL;
+    int64_t high = last_visible(t->problem, t->position[t->rows - 1], t->head->keys->key.rows);
+    key_tiles k = {.call = c, .low = low, .high = high};
+    if (c->block) return k;
+    k.at = max_i64(c->first, low);
+    k.end = min_i64(c->last, high);
+    return k;
 }
 
-static void attend_keys(attention *a, int64_t first, int64_t last) {
-    const tile_rows *t = &a->tile;
-    const trivium_problem *p = t->problem;
-    first = max_i64(first, first_visible(p, t->position[0]) / PANEL * PANEL);
-    last = min_i64(last, last_visible(p, t->position[t->rows - 1], t->head->keys->key.rows));
-    for (int64_t k0 = first; k0 < last && !cancelled(p);) {
-        int64_t end = tile_end(k0, last);
-        attend_tile(a, k0, (int)(end - k0));
-        k0 = end;
+static key_tile next_tile(key_tiles *k) {
+    const trivium_attend *c = k->call;
+    while (k->at >= k->end) {
+        if (!c->block || k->block >= c->blocks) return (key_tile){0, 0};
+        int64_t first = k->block++;
+        while (k->block < c->blocks && c->block[k->block] == c->block[k->block - 1] + 1) k->block++;
+        k->at = max_i64(c->block[first] * c->block_size, k->low);
+        k->end = min_i64((c->block[k->block - 1] + 1) * c->block_size, k->high);
+    }
+    key_tile tile = {k->at, (int)(tile_end(k->at, k->end) - k->at)};
+    k->at += tile.keys;
+    return tile;
+}
+
+// The exponentials of a row that has been scored; `next` will be the next tile.
+static void weigh_row(attention *a, int r, key_tile next) {
+    tile_rows *t = &a->tile;
+    int limit = limit_of(t, r);
+    float *score = score_row(t, r), *sums = a->sum + r * LANES, *out = a->out + (long)r * a->out_stride;
+    if (next.keys) prefetch_tile(t->problem, t->head->keys, next.k0, next.keys, r, t->rows);
+    if (!limit) return;
+    vf top = row_maximum(score, limit);
+    if (vf_any_above(top, vf_set1(a->top[r]))) {
+        float highest = vf_highest(top);
+        vf shrink = vf_set1(exp2_scalar((a->top[r] - highest) * t->unit));
+        a->top[r] = highest;
+        vf_store(sums, vf_mul(vf_load(sums), shrink));
+        for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), shrink));
+    }
+    vf sum = weights(t->weight + (r - t->from) * TILE, score, limit, a->top[r], t->unit);
+    vf_store(sums, vf_add(vf_load(sums), sum));
+}
+
+static void attend_tile(attention *a, key_tile k, key_tile next) {
+    tile_rows *t = &a->tile;
+    for (int from = 0; from < t->rows; from += PASS_ROWS) {
+        score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
+        for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
+        multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->head->keys, k.k0, a->out + (long)from * a->out_stride,
+                        a->out_stride);
     }
 }
 
@@ -264,11 +304,10 @@ static void NAME(attend)(const trivium_attend *c, void *scratch) {
     }
     memset(a.out, 0, sizeof(float) * c->rows * a.out_stride);
     memset(a.sum, 0, sizeof(float) * c->rows * LANES);
-    if (!c->block) attend_keys(&a, c->first, c->last);
-    for (int64_t i = 0; c->block && i < c->blocks;) {
-        int64_t first = i++; // neighbours are one run
-        while (i < c->blocks && c->block[i] == c->block[i - 1] + 1) i++;
-        attend_keys(&a, c->block[first] * c->block_size, (c->block[i - 1] + 1) * c->block_size);
+    key_tiles tiles = first_tiles(c, &a.tile);
+    for (key_tile k = next_tile(&tiles), next; k.keys && !cancelled(p); k = next) {
+        next = next_tile(&tiles);
+        attend_tile(&a, k, next);
     }
     END_PRODUCTS();
     for (int r = 0; r < a.tile.rows; r++) finish_row(c, &a, r);
@@ -337,10 +376,10 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
     BEGIN_PRODUCTS();
     for (int64_t k0 = first; k0 < keys && !cancelled(p); k0 += TILE) {
         int n = (int)(min_i64(keys, k0 + TILE) - k0);
-        score_tile(&t, k0, (int)min_i64(n, all - k0));
+        score_tile(&t, 0, t.rows, k0, (int)min_i64(n, all - k0));
         for (int r = 0; r < t.rows; r++) {
-            int limit = t.limit[r / ROW_STEP];
-            float *score = t.score + r * TILE, *to = exponential + r * stride + MARGIN + k0;
+            int limit = limit_of(&t, r);
+            float *score = score_row(&t, r), *to = exponential + r * stride + MARGIN + k0;
             vf high = limit ? row_maximum(score, limit) : vf_set1(-INFINITY);
             if (vf_any_above(high, vf_set1(top[r]))) {
                 float next = vf_highest(high);
@@ -374,6 +413,15 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
 
 // For each row and key block the maximum and the sum of exponentials relative
 // to it are kept; in the end they are scaled by the row's own lse.
+static void add_mass(const tile_rows *t, int r, float *top, float *mass) {
+    int limit = limit_of(t, r);
+    if (!limit) return;
+    float *score = score_row(t, r), next = fmaxf(*top, vf_highest(row_maximum(score, limit)));
+    float before = *top == -INFINITY ? 0 : *mass * exp2_scalar((*top - next) * t->unit);
+    *mass = before + vf_total(exponentials(score, limit, next, t->unit));
+    *top = next;
+}
+
 static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
     tile_rows t;
     const trivium_problem *p = c->head->problem;
@@ -388,15 +436,9 @@ static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
     BEGIN_PRODUCTS();
     for (int64_t k0 = first_visible(p, c->head->offset + c->row[0]) / PANEL * PANEL; k0 < last && !cancelled(p);) {
         int64_t block = k0 / c->block_size, end = tile_end(k0, min_i64(last, (block + 1) * c->block_size));
-        score_tile(&t, k0, (int)(end - k0));
-        for (int r = 0; r < t.rows; r++) {
-            int limit = t.limit[r / ROW_STEP];
-            if (!limit) continue;
-            float *top = &tops[block * TILE + r], *mass = &c->mass[c->place[r] * blocks + block];
-            float next = fmaxf(*top, vf_highest(row_maximum(t.score + r * TILE, limit)));
-            float before = *top == -INFINITY ? 0 : *mass * exp2_scalar((*top - next) * t.unit);
-            *mass = before + vf_total(exponentials(t.score + r * TILE, limit, next, t.unit));
-            *top = next;
+        for (int from = 0; from < t.rows; from += PASS_ROWS) {
+            score_tile(&t, from, from + PASS_ROWS < t.rows ? from + PASS_ROWS : t.rows, k0, (int)(end - k0));
+            for (int r = t.from; r < t.to; r++) add_mass(&t, r, &tops[block * TILE + r], &c->mass[c->place[r] * blocks + block]);
         }
         k0 = end;
     }
