@@ -91,13 +91,22 @@ func (q *Queue) Attend(a Attention) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
-	if q.device.Capability != 90 {
-		return fmt.Errorf("cuda: attention needs compute capability 9.0, %s has %d.%d", q.device.Name, q.device.Capability/10, q.device.Capability%10)
+	if q.device.Capability == 90 {
+		return q.attendHopper(a)
 	}
-	rotated, rotations := a.Query, 1
+	return q.attendPlain(a)
+}
+
+// rotated is the second query tensor, or the first where there is none.
+func (a Attention) rotated() (t Tensor, rotations int) {
 	if a.Rotated != nil {
-		rotated, rotations = *a.Rotated, 2
+		return *a.Rotated, 2
 	}
+	return a.Query, 1
+}
+
+func (q *Queue) attendHopper(a Attention) error {
+	rotated, rotations := a.rotated()
 	maps := make([]tensorMap, 4)
 	for i, t := range []Tensor{a.Query, rotated, a.Key, a.Value} {
 		var err error
@@ -106,11 +115,34 @@ func (q *Queue) Attend(a Attention) error {
 		}
 	}
 	args := q.attendArgs(a)
-	blocks := int(args.batch * args.q_heads * args.q_blocks)
 	return q.launch(launch{
 		kernel: attendKernel("attend_sm90.cu", 90, true, a.Query.Dim, a.Half, a.features()...),
-		entry:  "attend", grid: [3]int{min(q.device.Processors, blocks), 1, 1}, threads: 384,
+		entry:  "attend", grid: [3]int{min(q.device.Processors, items(&args)), 1}, threads: 384,
 		shared: attendShared(a.Query.Dim, rotations), maps: maps, args: unsafe.Pointer(&args),
+	})
+}
+
+// items counts the query blocks of all heads.
+func items(args *C.AttendArgs) int { return int(args.batch) * int(args.q_heads) * int(args.q_blocks) }
+
+// plainShared is the dynamic shared memory of the sm_80 kernel: the query
+// tiles and two stages of 64 keys and values.
+func plainShared(headDim, rotations int) int { return rotations*Tile*headDim*2 + 4*64*headDim*2 }
+
+func (q *Queue) attendPlain(a Attention) error {
+	rotated, rotations := a.rotated()
+	args := C.AttendPlainArgs{
+		a: q.attendArgs(a),
+		q: C.ulonglong(a.Query.Data), q2: C.ulonglong(rotated.Data), k: C.ulonglong(a.Key.Data), v: C.ulonglong(a.Value.Data),
+		q_batch: C.longlong(a.Query.StrideB), q_head: C.longlong(a.Query.StrideH), q_row: C.longlong(a.Query.Stride),
+		q2_batch: C.longlong(rotated.StrideB), q2_head: C.longlong(rotated.StrideH), q2_row: C.longlong(rotated.Stride),
+		k_batch: C.longlong(a.Key.StrideB), k_head: C.longlong(a.Key.StrideH), k_row: C.longlong(a.Key.Stride),
+		v_batch: C.longlong(a.Value.StrideB), v_head: C.longlong(a.Value.StrideH), v_row: C.longlong(a.Value.Stride),
+	}
+	return q.launch(launch{
+		kernel: attendKernel("attend_sm80.cu", 80, false, a.Query.Dim, a.Half, a.features()...),
+		entry:  "attend_plain", grid: [3]int{items(&args.a), 1}, threads: 256,
+		shared: plainShared(a.Query.Dim, rotations), args: unsafe.Pointer(&args),
 	})
 }
 

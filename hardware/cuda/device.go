@@ -20,6 +20,7 @@ type Device struct {
 	Driver     int // CUDA version of the driver, such as 13000
 	Capability int // compute capability times ten
 	Processors int
+	Shared     int // bytes of shared memory that one block may take
 
 	driver   *C.trivium_driver
 	context  unsafe.Pointer
@@ -61,15 +62,15 @@ func Open(o Options, ordinal int) (*Device, error) {
 }
 
 func (d *Device) describe() error {
-	const processors, major, minor = 16, 75, 76 // CUdevice_attribute
+	const processors, major, minor, shared = 16, 75, 76, 97 // CUdevice_attribute
 	var name [96]C.char
-	var values [3]C.int
-	which := [3]C.int{processors, major, minor}
-	rc := C.trivium_cuda_device(d.driver, C.int(d.Ordinal), &name[0], C.int(len(name)), &values[0], &which[0], 3)
+	var values [4]C.int
+	which := [4]C.int{processors, major, minor, shared}
+	rc := C.trivium_cuda_device(d.driver, C.int(d.Ordinal), &name[0], C.int(len(name)), &values[0], &which[0], C.int(len(values)))
 	if err := d.check("cuDeviceGetAttribute", rc); err != nil {
 		return err
 	}
-	d.Name, d.Processors, d.Capability = C.GoString(&name[0]), int(values[0]), int(values[1])*10+int(values[2])
+	d.Name, d.Processors, d.Capability, d.Shared = C.GoString(&name[0]), int(values[0]), int(values[1])*10+int(values[2]), int(values[3])
 	return nil
 }
 

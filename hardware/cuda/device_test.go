@@ -189,3 +189,44 @@ func readMask(t *testing.T, d *Device, m Mask, heads, blocks int) func(head, i, 
 	}
 	return func(head, i, j int) bool { return kept[(head*blocks+i)*blocks+j] }
 }
+
+// The host's share of a selection and an attention call: nothing waits for the device.
+func BenchmarkHostTime(b *testing.B) {
+	d, err := Open(FromEnvironment(), 0)
+	if err != nil || d.Capability != 90 {
+		b.Skip("no device of capability 9.0: ", err)
+	}
+	defer d.Close()
+	queue, err := d.NewQueue(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer queue.Close()
+	const n = 8192
+	at := func(heads int) Tensor {
+		x := tensor(1, heads, n, 128)
+		if x.Data, err = d.Alloc(heads * n * 256); err != nil {
+			b.Fatal(err)
+		}
+		return x
+	}
+	call := Attention{Query: at(32), Key: at(8), Value: at(8), Out: at(32), LSEHead: n, Scale: .08}
+	if call.LSE, err = d.Alloc(32 * n * 4); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		selected, err := queue.Select(Selection{Query: call.Query, Key: call.Key, Scale: .08, Gamma: .9, Tau: .1, MinBlocks: 8})
+		if err != nil {
+			b.Fatal(err)
+		}
+		call.Mask = &selected.Mask
+		if err := queue.Attend(call); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := queue.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}

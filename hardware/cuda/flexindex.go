@@ -31,10 +31,14 @@ type Selected struct {
 // DenseBelow is the longest prompt that FlexPrefill leaves dense.
 func (s Selection) DenseBelow() int { return max(2, s.MinBlocks) * Tile }
 
-// maxIndexBlocks is what the pooled scores of 16 rows may take of shared memory.
-const maxIndexBlocks = 2560
+// pooledShared is the dynamic shared memory for the pooled scores of 16 rows.
+func pooledShared(blocks, headDim int) int { return (16*(headDim+blocks) + 64*(headDim+4)) * 4 }
 
-func (s Selection) validate() error {
+// pooledStatic is what that kernel takes besides.
+const pooledStatic = 2048
+
+// validate checks the request; shared is the memory of a block of the device.
+func (s Selection) validate(shared int) error {
 	if err := s.Query.validate("q"); err != nil {
 		return err
 	}
@@ -49,8 +53,8 @@ func (s Selection) validate() error {
 	if q.Rows <= s.DenseBelow() {
 		return fmt.Errorf("cuda: %d tokens are dense: an index needs more than %d", q.Rows, s.DenseBelow())
 	}
-	if q.Rows > maxIndexBlocks*Tile {
-		return fmt.Errorf("cuda: %d tokens: the index takes at most %d", q.Rows, maxIndexBlocks*Tile)
+	if most := (shared - pooledStatic - pooledShared(0, q.Dim)) / 64; ceilDiv(q.Rows, Tile) > most {
+		return fmt.Errorf("cuda: %d tokens: the index takes at most %d on this device", q.Rows, most*Tile)
 	}
 	if s.Gamma <= 0 || s.Gamma >= 1 {
 		return fmt.Errorf("cuda: gamma %g: want (0, 1)", s.Gamma)
@@ -60,24 +64,18 @@ func (s Selection) validate() error {
 
 // Select starts the ten kernels of the index on the queue; it does not wait.
 func (q *Queue) Select(s Selection) (Selected, error) {
-	if err := s.validate(); err != nil {
+	if err := s.validate(q.device.Shared); err != nil {
 		return Selected{}, err
-	}
-	if q.device.Capability != 90 {
-		return Selected{}, fmt.Errorf("cuda: the index needs compute capability 9.0, %s has %d.%d", q.device.Name, q.device.Capability/10, q.device.Capability%10)
 	}
 	args := q.indexArgs(s)
 	if err := q.reserve(&args); err != nil {
 		return Selected{}, err
 	}
-	maps := make([]tensorMap, 2)
-	for i, t := range []Tensor{s.Query, s.Key} {
-		var err error
-		if maps[i], err = q.device.tensorMap(t, s.Half); err != nil {
-			return Selected{}, err
-		}
+	scores, err := q.scoreLaunches(s, &args)
+	if err != nil {
+		return Selected{}, err
 	}
-	for _, l := range indexLaunches(s, &args, maps) {
+	for _, l := range indexLaunches(s, &args, scores, q.device.Shared) {
 		if err := q.launch(l); err != nil {
 			return Selected{}, err
 		}
@@ -131,13 +129,19 @@ type part struct {
 	bytes int
 }
 
-func indexParts(a *C.IndexArgs) []part {
+func (q *Queue) indexParts(a *C.IndexArgs) []part {
 	heads, blocks, n := int(a.batch*a.q_heads), int(a.blocks), int(a.n)
 	triangle, words := blocks*(blocks+1)/2, int(a.words)
 	searches := 3 * 2 * heads * C.kBins1
+	plain := 0
+	if q.device.Capability != 90 {
+		plain = heads * Tile * n * 4
+	}
 	return []part{
+		{&a.scores, plain},
 		{&a.partial, heads * int(a.splits) * Tile * 8}, {&a.vertical, heads * n * 4}, {&a.slash, heads * n * 4},
 		{&a.k_mean, int(a.batch*a.kv_heads) * blocks * int(a.d) * 4}, {&a.v_pool, heads * blocks * 4},
+		{&a.estimate_part, heads * blocks * C.kParts * 4}, {&a.v_part, heads * blocks * C.kParts * 4},
 		{&a.s_pool, heads * blocks * 4}, {&a.estimate, heads * blocks * 4}, {&a.js, heads * 4}, {&a.aware, heads * 4},
 		{&a.block_p, heads * triangle * 4}, {&a.hist_count, searches * 4}, {&a.hist_low, searches * 8},
 		{&a.state, 2 * heads * int(unsafe.Sizeof(C.IndexState{}))}, {&a.v_bits, heads * words * 4},
@@ -150,7 +154,7 @@ func indexParts(a *C.IndexArgs) []part {
 func (q *Queue) reserve(a *C.IndexArgs) error {
 	const align = 256
 	total := 0
-	for _, p := range indexParts(a) {
+	for _, p := range q.indexParts(a) {
 		total += ceilDiv(p.bytes, align) * align
 	}
 	heads := int(a.batch * a.q_heads)
@@ -160,7 +164,7 @@ func (q *Queue) reserve(a *C.IndexArgs) error {
 		}
 	}
 	at := q.scratch
-	for _, p := range indexParts(a) {
+	for _, p := range q.indexParts(a) {
 		*p.at = C.ulonglong(at)
 		at += Address(ceilDiv(p.bytes, align) * align)
 	}
@@ -193,32 +197,55 @@ func (q *Queue) grow(size, heads int) error {
 // scoresShared is the dynamic shared memory of the score kernels: two K tiles,
 // the slabs of eight warps, barriers and partial sums.
 func scoresShared(headDim int) int {
-	return 1024 + 2*Tile*headDim*2 + 8*8*136*4 + 24 + 8*128*4 + 8*144*4
+	return 1024 + 2*Tile*headDim*2 + 8*8*136*4 + 40 + 8*128*4 + 8*144*4
 }
 
-func indexLaunches(s Selection, a *C.IndexArgs, maps []tensorMap) []launch {
-	heads, blocks := int(a.batch*a.q_heads), int(a.blocks)
-	args := unsafe.Pointer(a)
-	element := ""
-	if s.Half {
-		element = "FP16"
+// scoreLaunches is the representative attention: on the tensor cores of
+// Hopper, or in plain arithmetic.
+func (q *Queue) scoreLaunches(s Selection, a *C.IndexArgs) ([]launch, error) {
+	heads, args := int(a.batch*a.q_heads), unsafe.Pointer(a)
+	if q.device.Capability != 90 {
+		plain, shared := indexKernel("flexindex_scores_plain.cu", element(s.Half)), (int(a.d)+34)*4
+		return []launch{
+			{kernel: plain, entry: "flexindex_plain_rows", grid: [3]int{Tile, heads}, threads: 256, shared: shared, args: args},
+			{kernel: plain, entry: "flexindex_plain_sums", grid: [3]int{ceilDiv(int(a.n), 256), heads}, threads: 256, shared: shared, args: args},
+		}, nil
 	}
-	choose, scores := indexKernel("flexindex_select.cu", element), scoresKernel(s.Query.Dim, s.Half)
+	maps := make([]tensorMap, 2)
+	for i, t := range []Tensor{s.Query, s.Key} {
+		var err error
+		if maps[i], err = q.device.tensorMap(t, s.Half); err != nil {
+			return nil, err
+		}
+	}
+	kernel, grid, shared := scoresKernel(s.Query.Dim, s.Half), [3]int{int(a.splits), heads}, scoresShared(s.Query.Dim)
+	return []launch{
+		{kernel: kernel, entry: "flexindex_rows", grid: grid, threads: 256, shared: shared, maps: maps, args: args},
+		{kernel: kernel, entry: "flexindex_sums", grid: grid, threads: 256, shared: shared, maps: maps, args: args},
+	}, nil
+}
+
+func element(half bool) string {
+	if half {
+		return "FP16"
+	}
+	return ""
+}
+
+func indexLaunches(s Selection, a *C.IndexArgs, scores []launch, limit int) []launch {
+	heads, blocks := int(a.batch*a.q_heads), int(a.blocks)
+	args, choose := unsafe.Pointer(a), indexKernel("flexindex_select.cu", element(s.Half))
 	longest := max(int(a.n), blocks*(blocks+1)/2)
 	search, rows := [3]int{ceilDiv(longest, 4096), 2 * heads}, [3]int{ceilDiv(heads*blocks, 32), 1}
-	split, shared := [3]int{int(a.splits), heads}, scoresShared(s.Query.Dim)
-	pooled := func(blocks int) int { return (16*(int(a.d)+blocks) + 64*(int(a.d)+4)) * 4 }
-	return []launch{
-		{kernel: choose, entry: "flexindex_pool", grid: [3]int{blocks, int(a.batch * a.kv_heads)}, threads: 256, args: args},
-		{kernel: scores, entry: "flexindex_rows", grid: split, threads: 256, shared: shared, maps: maps, args: args},
-		{kernel: scores, entry: "flexindex_sums", grid: split, threads: 256, shared: shared, maps: maps, args: args},
+	all := []launch{{kernel: choose, entry: "flexindex_pool", grid: [3]int{blocks, int(a.batch * a.kv_heads)}, threads: 256, args: args}}
+	return append(append(all, scores...), []launch{
 		{kernel: choose, entry: "flexindex_blocks", grid: [3]int{ceilDiv(blocks, 16), heads}, threads: 256,
-			shared: pooled(blocks), limit: pooled(maxIndexBlocks), args: args},
+			shared: pooledShared(blocks, int(a.d)), limit: limit - pooledStatic, args: args},
 		{kernel: choose, entry: "flexindex_level0", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_level1", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_level2", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_choose", grid: [3]int{2, heads}, threads: 1024, shared: blocks * 4, args: args},
 		{kernel: choose, entry: "flexindex_count", grid: rows, threads: 1024, args: args},
 		{kernel: choose, entry: "flexindex_fill", grid: rows, threads: 1024, args: args},
-	}
+	}...)
 }

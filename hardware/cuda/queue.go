@@ -137,6 +137,6 @@ func (d *Device) tensorMap(t Tensor, half bool) (tensorMap, error) {
 	}
 	boxes := [4]C.uint32_t{64, box, 1, 1}
 	var m tensorMap
-	rc := C.trivium_cuda_tensor_map(d.driver, unsafe.Pointer(&m), dtype, C.uint64_t(t.Data), &dims[0], &strides[0], &boxes[0])
+	rc := C.trivium_cuda_tensor_map(d.driver, d.context, unsafe.Pointer(&m), dtype, C.uint64_t(t.Data), &dims[0], &strides[0], &boxes[0])
 	return m, d.check("cuTensorMapEncodeTiled", rc)
 }

@@ -47,7 +47,7 @@ func TestSelectionRefuses(t *testing.T) {
 	good := func() Selection {
 		return Selection{Query: tensor(1, 8, 4096, 128), Key: tensor(1, 2, 4096, 128), Gamma: .9, Tau: .1, MinBlocks: 8}
 	}
-	if err := good().validate(); err != nil {
+	if err := good().validate(232448); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
@@ -61,7 +61,7 @@ func TestSelectionRefuses(t *testing.T) {
 	} {
 		s := good()
 		c.change(&s)
-		if err := s.validate(); err == nil || !strings.Contains(err.Error(), c.say) {
+		if err := s.validate(232448); err == nil || !strings.Contains(err.Error(), c.say) {
 			t.Errorf("%s: error %v, want one that says %q", name, err, c.say)
 		}
 	}
@@ -84,6 +84,9 @@ func TestSharedMemoryFits(t *testing.T) {
 	if got := attendShared(128, 2); got > most {
 		t.Errorf("attention takes %d bytes of %d", got, most)
 	}
+	if got := plainShared(128, 2); got > 163*1024 {
+		t.Errorf("attention takes %d bytes of the %d of an sm_80 block", got, 163*1024)
+	}
 	if got := scoresShared(128); got > pair {
 		t.Errorf("the scores take %d bytes: two blocks need <= %d", got, pair)
 	}
@@ -97,8 +100,8 @@ func TestIndexPartsDoNotOverlap(t *testing.T) {
 		t.Fatal(err)
 	}
 	end := uint64(1 << 30)
-	for i, p := range indexParts(&args) {
-		if at := uint64(*p.at); at < end || p.bytes <= 0 {
+	for i, p := range q.indexParts(&args) {
+		if at := uint64(*p.at); at < end || p.bytes < 0 {
 			t.Errorf("part %d at %#x with %d bytes: the one before ends at %#x", i, at, p.bytes, end)
 		}
 		end = uint64(*p.at) + uint64(p.bytes)

@@ -213,11 +213,12 @@ int trivium_cuda_synchronize(const trivium_driver *d, void *context, void *strea
     return d->synchronize(stream);
 }
 
-int trivium_cuda_tensor_map(const trivium_driver *d, void *map, int dtype, uint64_t address, const uint64_t dims[4],
+int trivium_cuda_tensor_map(const trivium_driver *d, void *context, void *map, int dtype, uint64_t address, const uint64_t dims[4],
                             const uint64_t strides[3], const uint32_t box[4]) {
     enum { NO_INTERLEAVE = 0, SWIZZLE_128B = 3, PROMOTE_128B = 2, FILL_ZERO = 0 };
     const uint32_t ones[4] = {1, 1, 1, 1};
     _Alignas(64) unsigned char aligned[128];
+    CURRENT(d, context);
     int rc = d->tensor_map(aligned, dtype, 4, (void *)(uintptr_t)address, dims, strides, box, ones, NO_INTERLEAVE, SWIZZLE_128B,
                            PROMOTE_128B, FILL_ZERO);
     memcpy(map, aligned, sizeof aligned);

@@ -37,7 +37,7 @@ int trivium_cuda_stream_free(const trivium_driver *d, void *context, void *strea
 int trivium_cuda_synchronize(const trivium_driver *d, void *context, void *stream);
 
 // A 4-d map over [batch, heads, rows, head_dim]; strides in bytes for rows, heads, batch; map: 128 bytes.
-int trivium_cuda_tensor_map(const trivium_driver *d, void *map, int dtype, uint64_t address, const uint64_t dims[4],
+int trivium_cuda_tensor_map(const trivium_driver *d, void *context, void *map, int dtype, uint64_t address, const uint64_t dims[4],
                             const uint64_t strides[3], const uint32_t box[4]);
 // Up to four maps, then the arguments: the parameters of all our kernels.
 int trivium_cuda_launch(const trivium_driver *d, void *context, void *function, const unsigned grid[3], unsigned threads,

@@ -70,11 +70,12 @@ func attendKernel(source string, capability int, exact bool, headDim int, half b
 // the combinations that position strategies make.
 func Kernels() []Kernel {
 	var all []Kernel
-	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Bands, Sinks}, {Window, Sinks}, {Window, Softcap}}
+	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Window, Sinks}}
 	for _, headDim := range []int{64, 128} {
 		for _, half := range []bool{false, true} {
 			for _, f := range features {
-				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, f...))
+				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, f...),
+					attendKernel("attend_sm80.cu", 80, false, headDim, half, f...))
 			}
 			all = append(all, scoresKernel(headDim, half))
 		}

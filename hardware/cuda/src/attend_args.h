@@ -22,4 +22,14 @@ typedef struct AttendArgs {
   float scale, softcap;
 } AttendArgs;
 
+// For the kernel without TMA: the inputs, [batch, heads, rows, head_dim], strides in elements.
+typedef struct AttendPlainArgs {
+  AttendArgs a;
+  DEVICE(const void) q;
+  DEVICE(const void) q2;             // the second rotation (BANDS)
+  DEVICE(const void) k;
+  DEVICE(const void) v;
+  long long q_batch, q_head, q_row, q2_batch, q2_head, q2_row, k_batch, k_head, k_row, v_batch, v_head, v_row;
+} AttendPlainArgs;
+
 #endif

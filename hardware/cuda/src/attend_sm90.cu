@@ -13,7 +13,7 @@
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
 #include "tiles.cuh"
-#include "attend_args.h"
+#include "attend.cuh"
 
 #ifndef PINGPONG
 #define PINGPONG 0
@@ -21,18 +21,8 @@
 #ifndef WAIT_LATE
 #define WAIT_LATE 1
 #endif
-#ifdef BANDS
-#define BAND_COUNT 2
-#else
-#define BAND_COUNT 1
-#endif
-#if defined(BANDS) || defined(WINDOW)
-#define LOWER_LIMIT 1
-#endif
-
 constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
-constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kColumn = 0x3fffffffu;
 
 // Plan is up to 32 key blocks of one item, read ahead of the copies.
 constexpr int kPlans = 2;
@@ -50,44 +40,6 @@ struct Shared {
   int batch, head, block, rows;  // the item of the query tile; rows < 0 ends the kernel, rows == 0 means no tile
   Plan plans[kPlans];
 };
-
-struct Work { int batch, head, block, begin, count; Sequence seq; };
-
-__device__ __forceinline__ Sequence sequence_of(const AttendArgs& a, int batch) {
-  if (a.sequences) return a.sequences[batch];
-  return Sequence{0, a.q_len, 0, a.k_len, a.q_offset};
-}
-
-// Item t: key heads outermost, query blocks from the last to the first, the query heads of the key head innermost.
-__device__ __forceinline__ Work decode(const AttendArgs& a, u32 t) {
-  const int group = a.q_heads / a.kv_heads;
-  Work w;
-  const int member = t % group;
-  u32 r = t / group;
-  w.block = a.q_blocks - 1 - r % a.q_blocks;
-  r /= a.q_blocks;
-  w.head = (r % a.kv_heads) * group + member;
-  w.batch = r / a.kv_heads;
-  w.seq = sequence_of(a, w.batch);
-  const int first = w.block * kTile;
-  w.begin = 0;
-  w.count = 0;
-  if (first >= w.seq.q_len) { w.block = -1; return w; }
-  if (a.row_ptr) {
-    const int* row = a.row_ptr + (long long)(w.batch * a.q_heads + w.head) * a.q_blocks + w.block;
-    w.begin = row[0];
-    w.count = row[1] - w.begin;
-    return w;
-  }
-  const int last_query = w.seq.q_offset + min(first + kTile, w.seq.q_len) - 1;
-  const int keys = min(w.seq.k_len, last_query + 1);
-  w.count = keys > 0 ? (keys + kTile - 1) / kTile : 0;
-#ifdef WINDOW
-  w.begin = min(w.count, max(0, w.seq.q_offset + first - a.window + 1) / kTile);
-  w.count -= w.begin;
-#endif
-  return w;
-}
 
 // Ring is the position in a ring of kStages slots.
 struct Ring {
@@ -241,102 +193,6 @@ __device__ __forceinline__ void product_pv(float (&o)[kOut], const u32 (&p)[8][4
   for (int kk = 0; kk < 8; ++kk) wgmma_rs<1>(o, p[kk], advance(vd, kk * 2048), 1);
 }
 
-struct RowState { float m[2], l[2]; };
-
-__device__ __forceinline__ void mask_scores(float (&s)[64], const AttendArgs& a, int query, int k_len, u32 info) {  // query: position of the thread's first row
-  const int base = (int)(info & kColumn) * kTile + 2 * (threadIdx.x & 3);
-  int hi[2], lo[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    hi[r] = min((query + 8 * r), k_len - 1);
-    lo[r] = -0x40000000;
-#ifdef WINDOW
-    lo[r] = (query + 8 * r) - a.window + 1;
-#endif
-#ifdef BANDS
-    if (info & kFar) hi[r] = min(hi[r], (query + 8 * r) - a.band);
-    else lo[r] = max(lo[r], (query + 8 * r) - a.band + 1);
-#endif
-    hi[r] -= base;
-    lo[r] -= base;
-  }
-#pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    const int key = (i / 4) * 8 + (i & 1), r = (i >> 1) & 1;
-    bool keep = key <= hi[r];
-#ifdef LOWER_LIMIT
-    keep = keep && key >= lo[r];
-#endif
-    s[i] = keep ? s[i] : NEG_INF;
-  }
-}
-
-__device__ __forceinline__ bool needs_mask(const AttendArgs& a, int first_query, int k_len, u32 info) {
-  const int low = (int)(info & kColumn) * kTile, high = low + kTile - 1;
-  bool need = high > min(first_query, k_len - 1);
-#ifdef WINDOW
-  need = need || low < first_query + 63 - a.window + 1;
-#endif
-#ifdef BANDS
-  need = need || ((info & kFar) ? first_query - high < a.band : first_query + 63 - low >= a.band);
-#endif
-  return need;
-}
-
-#ifdef SOFTCAP
-__device__ __forceinline__ void cap_scores(float (&s)[64], const AttendArgs& a) {
-  const float in = 2.0f * 1.44269504f * a.scale / a.softcap;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) s[i] = a.softcap * (1.0f - __fdividef(2.0f, exp2_approx(s[i] * in) + 1.0f));
-}
-#endif
-
-// Turns scores into probabilities relative to the row reference; true when the accumulator must be scaled by `rescale`.
-template <bool first>
-__device__ __forceinline__ bool softmax(float (&s)[64], RowState& st, float (&rescale)[2], float scale_log2) {
-  float m[2] = {st.m[0], st.m[1]};
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float t[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) t[j] = fmaxf(s[8 * j + 2 * r], s[8 * j + 2 * r + 1]);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if ((i & 1) == 0) { if (i >= 8) t[(i / 2) & 3] = fmaxf(fmaxf(t[(i / 2) & 3], s[4 * i + 2 * r]), s[4 * i + 2 * r + 1]); }
-      else t[(i / 2) & 3] = fmaxf(fmaxf(t[(i / 2) & 3], s[4 * i + 2 * r]), s[4 * i + 2 * r + 1]);
-    }
-    float top = fmaxf(fmaxf(t[0], t[1]), fmaxf(t[2], t[3]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    m[r] = first ? top : fmaxf(m[r], top);
-  }
-  bool grew = false;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    rescale[r] = 1.0f;
-    if (!first) {
-      const bool grow = (m[r] - st.m[r]) * scale_log2 > 8.0f;  // false for -inf against -inf
-      rescale[r] = grow ? exp2_approx((st.m[r] - m[r]) * scale_log2) : 1.0f;
-      m[r] = grow ? m[r] : st.m[r];
-      grew = grew || grow;
-    }
-    st.m[r] = m[r];
-    const float ref = m[r] == NEG_INF ? 0.0f : m[r] * scale_log2;
-    float sum[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float& x = s[4 * i + 2 * r + e];
-        x = exp2_approx(__fmaf_rn(x, scale_log2, -ref));
-        sum[e] += x;
-      }
-    }
-    st.l[r] = (first ? 0.0f : st.l[r] * rescale[r]) + (sum[0] + sum[1]);
-  }
-  return first ? false : __any_sync(~0u, grew);
-}
-
 __device__ __forceinline__ void pack_scores(u32 (&p)[8][4], const float (&s)[64]) {
 #pragma unroll
   for (int kk = 0; kk < 8; ++kk)
@@ -378,39 +234,20 @@ __device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, co
                                        float scale_log2, u32 stage, int row_in_tile) {
   const int lane = threadIdx.x & 31, row0 = item.block * kTile + row_in_tile;
   float inv[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float l = st.l[r];
-    l += __shfl_xor_sync(~0u, l, 1);
-    l += __shfl_xor_sync(~0u, l, 2);
-    float top = st.m[r] * scale_log2;  // log2 units; -inf when no key was kept
-    float factor = 1.0f;
-#ifdef SINKS
-    const float sink = a.sinks[item.head] * 1.44269504f;
-    const float joint = fmaxf(top, sink);
-    factor = exp2_approx(top - joint);
-    l = l * factor + exp2_approx(sink - joint);
-    top = joint;
-#endif
-    inv[r] = l > 0.0f ? factor / l : 0.0f;
-    const int row = row0 + lane / 4 + 8 * r;
-    if ((lane & 3) == 0 && row < item.seq.q_len) {
-      const int lse_batch = a.sequences ? 0 : item.batch;
-      a.lse[lse_batch * a.lse_batch + item.head * a.lse_head + item.seq.q_row + row] =
-          l > 0.0f ? (top + log2_approx(l)) * 0.69314718f : NEG_INF;
-    }
-  }
+  finish_rows(a, item.seq, item.batch, item.head, row0 + lane / 4, st, scale_log2, inv);
   write_rows(a, o, inv, stage, item.seq, item.batch, item.head, row0);
 }
 
 // Soft cap and mask of one tile of scores.
 __device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a, const Item& item, u32 info, int row_in_tile) {
+  const int key = (int)(info & kColumn) * kTile;
+  const bool far = info & kFar;
 #ifdef SOFTCAP
   cap_scores(s, a);
 #endif
   const int first_query = item.seq.q_offset + item.block * kTile;
-  if (needs_mask(a, first_query + (row_in_tile & 64), item.seq.k_len, info))
-    mask_scores(s, a, first_query + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len, info);
+  if (needs_mask(a, first_query + (row_in_tile & 64), item.seq.k_len, key, kTile, far))
+    mask_scores(s, a, first_query + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len, key, far);
 }
 
 // ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum

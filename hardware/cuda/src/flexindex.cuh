@@ -46,56 +46,55 @@ __device__ __forceinline__ bool last_block(u32* counter, u32 total) {
   return last != 0;
 }
 
-// Pools vertical and slash, estimates the block distribution from the mean probe, and compares the two. 256 threads.
+// Pools the mass of the keys, estimates the same from the mean probe, and compares the two distributions. 256 threads.
+// parts: both come as partial sums of tiles; otherwise from `vertical` and from the pooled keys.
+template <bool parts>
 __device__ __forceinline__ void decide_head(const IndexArgs& a, int head, float* scratch /* 34 + d floats */) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const float* vertical = a.vertical + (long long)head * a.n;
-  const float* slash = a.slash + (long long)head * a.n;
   float* v_pool = a.v_pool + (long long)head * a.blocks;
-  float* s_pool = a.s_pool + (long long)head * a.blocks;
-  for (int j = warp; j < a.blocks; j += warps) {
-    float v = 0.0f, s = 0.0f;
-    for (int i = lane; i < a.block; i += 32) {
-      const int key = j * a.block + i;
-      if (key < a.n) v += __ldcg(vertical + key);
-      // Released: distances are pooled in blocks that start at the largest one.
-      const int distance = a.rule ? key : a.n - 1 - ((a.blocks - 1 - j) * a.block + i);
-      if (distance >= 0 && distance < a.n) s += __ldcg(slash + distance);
-    }
-    for (int o = 16; o; o >>= 1) {
-      v += __shfl_xor_sync(~0u, v, o);
-      s += __shfl_xor_sync(~0u, s, o);
-    }
-    if (lane == 0) { v_pool[j] = v; s_pool[j] = s; }
-  }
-  // Mean of the last `block` queries.
-  const int batch = head / a.q_heads, q_head = head % a.q_heads, pairs = a.d / 2;
-  float* mean = scratch + 34;
-  const long long q_base = batch * a.q_batch + q_head * a.q_head;
-  for (int i = threadIdx.x; i < a.d; i += blockDim.x) mean[i] = 0.0f;
-  __syncthreads();
-  const int pair = threadIdx.x % pairs, groups = blockDim.x / pairs, group = threadIdx.x / pairs;
-  float2 sum = make_float2(0.0f, 0.0f);
-  if (group < groups)
-    for (int r = group; r < a.block; r += groups) {
-      const float2 x = load_pair(a.q, q_base + (long long)(a.n - a.block + r) * a.q_row + 2 * pair);
-      sum.x += x.x;
-      sum.y += x.y;
-    }
-  for (int g = 0; g < groups; ++g) {  // one group after the other: the order of the additions is fixed
-    if (g == group) { mean[2 * pair] += sum.x; mean[2 * pair + 1] += sum.y; }
-    __syncthreads();
-  }
-  const float* k_mean = a.k_mean + (long long)(batch * a.kv_heads + kv_head_of(a, q_head)) * a.blocks * a.d;
   float* estimate = a.estimate + (long long)head * a.blocks;
   float top = NEG_INF;
-  for (int j = warp; j < a.blocks; j += warps) {
-    float x = 0.0f;
-    for (int i = lane; i < a.d; i += 32) x += mean[i] * __ldcg(k_mean + (long long)j * a.d + i);
-    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
-    x *= a.scale / a.block;
-    if (lane == 0) estimate[j] = x;
-    top = fmaxf(top, x);
+  if (parts) {
+    const float4* e = (const float4*)(a.estimate_part + (long long)head * a.blocks * kParts);
+    const float4* v = (const float4*)(a.v_part + (long long)head * a.blocks * kParts);
+#pragma unroll 4
+    for (int j = threadIdx.x; j < a.blocks; j += blockDim.x) {
+      const float4 e0 = __ldcg(e + 2 * j), e1 = __ldcg(e + 2 * j + 1), v0 = __ldcg(v + 2 * j), v1 = __ldcg(v + 2 * j + 1);
+      const float x = (((e0.x + e0.y) + (e0.z + e0.w)) + ((e1.x + e1.y) + (e1.z + e1.w))) * a.scale /
+                      ((float)a.block * min(a.block, a.n - j * a.block));
+      v_pool[j] = (((v0.x + v0.y) + (v0.z + v0.w)) + ((v1.x + v1.y) + (v1.z + v1.w))) / a.block;
+      estimate[j] = x;
+      top = fmaxf(top, x);
+    }
+    for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+  } else {
+    const float* vertical = a.vertical + (long long)head * a.n;
+    const int batch = head / a.q_heads, q_head = head % a.q_heads;
+    const float* k_mean = a.k_mean + (long long)(batch * a.kv_heads + kv_head_of(a, q_head)) * a.blocks * a.d;
+    float* mean = scratch + 34;
+    for (int i = threadIdx.x; i < a.d / 2; i += blockDim.x) {
+      float2 sum = make_float2(0.0f, 0.0f);
+      for (int r = a.n - a.block; r < a.n; ++r) {
+        const float2 x = load_pair(a.q, batch * a.q_batch + q_head * a.q_head + (long long)r * a.q_row + 2 * i);
+        sum.x += x.x;
+        sum.y += x.y;
+      }
+      mean[2 * i] = sum.x;
+      mean[2 * i + 1] = sum.y;
+    }
+    __syncthreads();
+    for (int j = warp; j < a.blocks; j += warps) {
+      float x = 0.0f, v = 0.0f;
+      for (int i = lane; i < a.d; i += 32) x += mean[i] * k_mean[(long long)j * a.d + i];
+      for (int i = lane; i < a.block && j * a.block + i < a.n; i += 32) v += __ldcg(vertical + j * a.block + i);
+      for (int o = 16; o; o >>= 1) {
+        x += __shfl_xor_sync(~0u, x, o);
+        v += __shfl_xor_sync(~0u, v, o);
+      }
+      x *= a.scale / a.block;
+      if (lane == 0) { estimate[j] = x; v_pool[j] = v; }
+      top = fmaxf(top, x);
+    }
   }
   // The maximum over the warps; warps without a block hold -inf.
   __syncthreads();

@@ -5,6 +5,7 @@
 
 #include "device_pointer.h"
 
+enum { kParts = 8 };                    // partial sums of a tile, one for each warp
 enum { kBins1 = 2048, kBins2 = 1024 };  // bits 30..20, then 19..10, then 9..0 of a non-negative float
 
 typedef struct IndexState {  // one of the two threshold searches of a head
@@ -20,6 +21,8 @@ typedef struct IndexArgs {
   DEVICE(float) vertical;                    // [heads, n]: mean probability of each key
   DEVICE(float) slash;                       // [heads, n]: mean probability at each distance
   DEVICE(float) k_mean;                      // [batch, kv_heads, blocks, d]
+  DEVICE(float) estimate_part;               // [heads, blocks, kParts]: sums of the raw scores of a tile, tensor-core kernels only
+  DEVICE(float) v_part;                      // [heads, blocks, kParts]: sums of its probabilities, tensor-core kernels only
   DEVICE(float) v_pool;                      // [heads, blocks]
   DEVICE(float) s_pool;                      // [heads, blocks], by block offset
   DEVICE(float) estimate;                    // [heads, blocks]: softmax of the mean probe against the pooled keys

@@ -56,5 +56,5 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_plain_sums(const __g
     a.vertical[(long long)head * a.n + i] = column / a.block;
     a.slash[(long long)head * a.n + i] = diagonal / a.block;
   }
-  if (last_block(a.done + head, gridDim.x)) decide_head(a, head, shared);
+  if (last_block(a.done + head, gridDim.x)) decide_head<false>(a, head, shared);
 }

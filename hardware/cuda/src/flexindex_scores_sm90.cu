@@ -12,7 +12,7 @@ constexpr int kSlabBytes = 8 * kSlab * 4;           // also takes the query tile
 constexpr int kDiagonals = 144;                     // 16 + 127 diagonals of a warp's 16 x 128 scores
 
 struct Scores {
-  alignas(8) u64 q_full, k_full[kRing];
+  alignas(8) u64 q_full, k_full[kRing], k_empty[kRing];
   float column[8][kTile];
   float diagonal[8][kDiagonals];
 };
@@ -26,6 +26,7 @@ struct Probe {
 
   __device__ __forceinline__ void load(const TensorMap* map_k, int tile, int i, int head, int batch) {
     const u32 slot = i % kRing;
+    if (i >= kRing) barrier_wait(shared_address(&sh->k_empty[slot]), (i / kRing - 1) & 1);
     barrier_expect(shared_address(&sh->k_full[slot]), kTileBytes);
     copy_tile(ring + slot * kTileBytes, map_k, shared_address(&sh->k_full[slot]), tile * kTile, head, batch);
   }
@@ -36,7 +37,10 @@ struct Probe {
     sh = (Scores*)(memory + (slab + kSlabBytes - shared_address(memory)));
     if (threadIdx.x == 0) {
       barrier_init(shared_address(&sh->q_full), 1);
-      for (int i = 0; i < kRing; ++i) barrier_init(shared_address(&sh->k_full[i]), 1);
+      for (int i = 0; i < kRing; ++i) {
+        barrier_init(shared_address(&sh->k_full[i]), 1);
+        barrier_init(shared_address(&sh->k_empty[i]), 8);
+      }
       fence_barrier_init();
     }
     __syncthreads();
@@ -50,7 +54,7 @@ struct Probe {
     load_query(q, slab + (threadIdx.x / 32) * 16 * 128);
     __syncthreads();  // the slab is free again
   }
-  // Scores of tile i of this block, raw; the slot is free after the next __syncthreads.
+  // Scores of tile i of this block, raw.
   __device__ __forceinline__ void product(int i) {
     const u32 slot = i % kRing;
     barrier_wait(shared_address(&sh->k_full[slot]), (i / kRing) & 1);
@@ -60,6 +64,7 @@ struct Probe {
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
+    if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&sh->k_empty[slot]));
   }
   // Causality, for the tiles that reach the probe rows. row: the thread's first row.
   __device__ __forceinline__ void mask(const IndexArgs& a, int tile, int row) {
@@ -70,6 +75,12 @@ struct Probe {
       if (base + (i / 4) * 8 + (i & 1) > query + ((i >> 1) & 1) * 8) s[i] = NEG_INF;
   }
 };
+
+// Stores the sum of x over the warp as its part of a tile.
+__device__ __forceinline__ void store_part(float* parts, const IndexArgs& a, int head, int tile, float x) {
+  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  if ((threadIdx.x & 31) == 0) parts[((long long)head * a.blocks + tile) * kParts + threadIdx.x / 32] = x;
+}
 
 extern "C" __global__ void __launch_bounds__(256, 2)
     flexindex_rows(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
@@ -86,6 +97,11 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   for (int i = 0; i < tiles; ++i) {
     if (threadIdx.x == 0 && i + 1 < tiles) p.load(&map_k, first + i + 1, i + 1, kv_head, batch);
     p.product(i);
+    // The mean score of a tile is the product of the means: what the pooled queries and keys would give.
+    float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < 64; ++j) total[j & 3] += p.s[j];
+    store_part(a.estimate_part, a, head, first + i, (total[0] + total[1]) + (total[2] + total[3]));
     p.mask(a, first + i, row);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -102,7 +118,6 @@ extern "C" __global__ void __launch_bounds__(256, 2)
       m[r] = top;
       l[r] = sum[0] + sum[1];
     }
-    __syncthreads();
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -182,6 +197,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     const int from = 16 * (lane >> 4 & 1) + 8 * (lane >> 3 & 1) + 4 * (lane >> 2 & 1);
     *(float2*)(p.sh->column[warp] + 8 * (from / 2) + c0) = make_float2(column[0], column[1]);
     *(float2*)(p.sh->column[warp] + 8 * (from / 2 + 1) + c0) = make_float2(column[2], column[3]);
+    store_part(a.v_part, a, head, first + i, (column[0] + column[1]) + (column[2] + column[3]));
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < 5; ++t) {
@@ -215,5 +231,5 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
     __syncthreads();
   }
-  if (last_block(a.done + head, gridDim.x)) decide_head(a, head, (float*)p.sh->column);
+  if (last_block(a.done + head, gridDim.x)) decide_head<true>(a, head, (float*)p.sh->column);
 }

@@ -124,11 +124,27 @@ __device__ __forceinline__ double bin_sum(u32 prefix_bits, u32 count, u64 low) {
   return (double)count * (double)__uint_as_float(prefix_bits) + (double)low * ulp;
 }
 
+// Sums of the mass at the distances of the blocks of one chunk, by block offset. 256 threads.
+__device__ __forceinline__ void pool_slash(const IndexArgs& a, int head) {
+  const int lane = threadIdx.x & 31, per = kChunk / a.block;
+  const float* slash = a.slash + (long long)head * a.n;
+  for (int j = per * blockIdx.x + threadIdx.x / 32; j < min(a.blocks, per * ((int)blockIdx.x + 1)); j += 8) {
+    // Released: distances are pooled in blocks that start at the largest one.
+    const int first = a.rule ? j * a.block : a.n - (a.blocks - j) * a.block;
+    float sum = 0.0f;
+    for (int i = lane; i < a.block; i += 32)
+      if (first + i >= 0 && first + i < a.n) sum += slash[first + i];
+    for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+    if (lane == 0) a.s_pool[(long long)head * a.blocks + j] = sum;
+  }
+}
+
 // Histogram of one level, and, by the last block of a search, the bin where the descending sum passes the target.
 template <int level> __device__ __forceinline__ void histogram(const IndexArgs& a) {
   constexpr int bins = level == 0 ? kBins1 : kBins2, shift = level == 0 ? 20 : level == 1 ? 10 : 0;
   __shared__ u32 count_of[bins], low_of[bins];
   const int y = blockIdx.y;
+  if (level == 0 && (y & 1)) pool_slash(a, y >> 1);
   long long count;
   double target;
   const float* x = values_of(a, y, &count, &target);

@@ -7,11 +7,17 @@
 #define MMA_TYPE "bf16"
 #endif
 
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#endif
+
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 // TensorMap is CUtensorMap: opaque, 128 bytes, passed by value as a __grid_constant__ parameter.
 struct alignas(64) TensorMap { u64 opaque[16]; };
+
+constexpr int kTile = 128;  // rows and keys of a tile
 
 #define NEG_INF (-__int_as_float(0x7f800000))
 

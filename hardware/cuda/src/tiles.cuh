@@ -2,11 +2,6 @@
 #pragma once
 #include "hopper.cuh"
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
-#endif
-
-constexpr int kTile = 128;
 constexpr int kHalfBytes = kTile * 128;  // one TMA box: 128 rows of 64 elements
 constexpr int kHalves = HEAD_DIM / 64;
 constexpr int kTileBytes = kHalves * kHalfBytes;

@@ -1,4 +1,4 @@
-"""Correctness of attend_sm90.cu against float32 on random inputs; every output is poisoned before the run."""
+"""Correctness of attend_sm90.cu and attend_sm80.cu against float32 on random inputs; every output is poisoned before the run."""
 import random
 
 import torch
@@ -50,7 +50,7 @@ def cases(count=64, seed=7):
         yield c
 
 
-def run_case(c, kernels):
+def run_case(c, kernels, kind=driver.Attend):
     torch.manual_seed(c["seed"])
     dt = torch.float16 if c["fp16"] else torch.bfloat16
     b, n, m, d, hkv = c["batch"], c["n"], c["m"], c["d"], c["hkv"]
@@ -64,7 +64,7 @@ def run_case(c, kernels):
     e = set(c["extra"].split())
     key = (d, c["fp16"]) + tuple(x in e for x in ("bands", "window", "softcap", "sinks"))
     if key not in kernels:
-        kernels[key] = driver.Attend(d, c["fp16"], *key[2:])
+        kernels[key] = kind(d, c["fp16"], *key[2:])
     band = max(1, m // 3) if "bands" in e else 0
     window = max(1, m // 2) if "window" in e else 0
     q2 = make(h, n, c["gain"]) if "bands" in e else None
@@ -102,7 +102,7 @@ def run_case(c, kernels):
     return err, rounding, dl, finite and same_inf
 
 
-def packed(kernels):
+def packed(kernels, kind=driver.Attend):
     """Three sequences of different lengths in one packed batch, dense."""
     torch.manual_seed(1)
     lens = [(200, 200, 0), (131, 640, 509), (1, 77, 76)]
@@ -117,7 +117,7 @@ def packed(kernels):
         qs, ks = qs + nq, ks + nk
     key = (128, False, False, False, False, False)
     if key not in kernels:
-        kernels[key] = driver.Attend(128)
+        kernels[key] = kind(128)
     kernels[key].prepare(q, k, v, out, lse, sequences=torch.tensor(rows, dtype=torch.int32, device="cuda"))()
     worst = 0.0
     for qs, nq, ks, nk, off in rows:
@@ -127,10 +127,10 @@ def packed(kernels):
     return worst
 
 
-def main(count=64):
+def main(count=64, kind=driver.Attend):
     kernels, bad, worst, worst_fp16, excess = {}, 0, 0.0, 0.0, 0.0
     for c in cases(count):
-        err, rounding, dl, ok = run_case(c, kernels)
+        err, rounding, dl, ok = run_case(c, kernels, kind)
         # Two independent roundings to 16 bits (P and the output) bound the error: sqrt(2) of one, with room for few keys.
         good = ok and err <= 1.75 * max(rounding, 2e-4) and dl <= (2e-3 if not c["extra"] else 3e-3)
         bad += not good
@@ -141,11 +141,11 @@ def main(count=64):
         excess = max(excess, err / max(rounding, 1e-9))
         if not good:
             print("FAIL", c, "err %.2e rounding %.2e lse %.2e finite %s" % (err, rounding, dl, ok), flush=True)
-    p = packed(kernels)
-    print("attend: %d cases, %d failed; worst relative error bf16 %.2e fp16 %.2e (%.2f of output rounding); packed %.2e"
+    p = packed(kernels, kind)
+    print(kind.__name__ + ": %d cases, %d failed; worst relative error bf16 %.2e fp16 %.2e (%.2f of output rounding); packed %.2e"
           % (count, bad, worst, worst_fp16, excess, p), flush=True)
     return bad == 0 and p < 4e-3
 
 
 if __name__ == "__main__":
-    raise SystemExit(0 if main() else 1)
+    raise SystemExit(0 if main() and main(kind=driver.AttendPlain) else 1)

@@ -160,9 +160,34 @@ class Attend:
                        scale=d ** -0.5 if scale is None else scale, softcap=softcap)
         maps = [tensor_map(q, 128), tensor_map(q if q2 is None else q2, 128), tensor_map(k, 128), tensor_map(v, 128)]
         grid = (min(self.sms, batch * hq * nb),)
-        args = maps + [a]
-        hold = (q, k, v, out, lse, mask, q2, sequences, sinks)
-        return lambda _hold=hold: launch(self.f, grid, 384, self.shared, args)
+        tensors = dict(q=q, q2=q if q2 is None else q2, k=k, v=v)
+        hold = (out, lse, mask, sequences, sinks)
+        return lambda _hold=hold: self.start(grid, maps, a, tensors)
+
+    def start(self, grid, maps, a, tensors):
+        launch(self.f, grid, 384, self.shared, maps + [a])
+
+
+class AttendPlainArgs(C.Structure):
+    _fields_ = ([("a", AttendArgs)] + [(n, C.c_void_p) for n in ("q", "q2", "k", "v")]
+                + [(n, C.c_longlong) for t in ("q", "q2", "k", "v") for n in (t + "_batch", t + "_head", t + "_row")])
+
+
+class AttendPlain(Attend):
+    """One compiled variant of attend_sm80.cu."""
+
+    def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, arch="sm_90a"):
+        on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks)]
+        self.module = Module("attend_sm80.cu", ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x], arch)
+        self.shared = (1 + bands) * 128 * head_dim * 2 + 4 * 64 * head_dim * 2
+        self.f = self.module.function("attend_plain", self.shared)
+        self.counter = torch.zeros(2, dtype=torch.int32, device="cuda")
+        self.sms = 1 << 30
+
+    def start(self, grid, maps, a, tensors):
+        x = AttendPlainArgs(a=a, **{n: t.data_ptr() for n, t in tensors.items()},
+                            **{"%s_%s" % (n, axis): t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("batch", "head", "row"))})
+        launch(self.f, grid, 256, self.shared, [x])
 
 
 def csr(mask):

@@ -9,7 +9,7 @@ import driver
 
 class IndexArgs(C.Structure):
     _fields_ = ([(n, C.c_void_p) for n in (
-        "q", "k", "partial", "scores", "vertical", "slash", "k_mean", "v_pool", "s_pool", "estimate", "js", "aware", "block_p",
+        "q", "k", "partial", "scores", "vertical", "slash", "k_mean", "estimate_part", "v_part", "v_pool", "s_pool", "estimate", "js", "aware", "block_p",
         "hist_count", "hist_low", "state", "done", "v_bits", "s_bits", "row_ptr", "cols")]
         + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")]
         + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "n", "d", "block", "blocks", "splits", "tiles_per_split",
@@ -32,7 +32,7 @@ class Index:
         else:
             m = driver.Module("flexindex_scores_sm90.cu", define + ["HEAD_DIM=%d" % head_dim])
             tile = 128 * head_dim * 2
-            self.shared = 1024 + 2 * tile + 8 * 8 * 136 * 4 + 24 + 8 * 128 * 4 + 8 * 144 * 4
+            self.shared = 1024 + 2 * tile + 8 * 8 * 136 * 4 + 40 + 8 * 128 * 4 + 8 * 144 * 4
             self.f["rows"], self.f["sums"] = m.function("flexindex_rows", self.shared), m.function("flexindex_sums", self.shared)
         self.keep = [select, m]
 
@@ -46,7 +46,7 @@ class Index:
         tps = tiles_per_split(N, heads, 2 * torch.cuda.get_device_properties(dev).multi_processor_count)
         splits, words = -(-N // tps), -(-N // 32)
         w = dict(partial=new(heads, splits, block, 2), vertical=new(heads, n), slash=new(heads, n), k_mean=new(b * hk, N, d),
-                 v_pool=new(heads, N), s_pool=new(heads, N), estimate=new(heads, N), js=new(heads), aware=new(heads, dtype=i32),
+                 estimate_part=new(heads, N, 8), v_part=new(heads, N, 8), v_pool=new(heads, N), s_pool=new(heads, N), estimate=new(heads, N), js=new(heads), aware=new(heads, dtype=i32),
                  block_p=new(heads, N * (N + 1) // 2), hist_count=new(3, 2 * heads, 2048, dtype=i32),
                  hist_low=new(3, 2 * heads, 2048, dtype=i64), state=new(2 * heads, 3, dtype=i64), v_bits=new(heads, words, dtype=i32),
                  s_bits=new(heads, words + 1, dtype=i32), row_ptr=new(heads * N + 1, dtype=i32),

@@ -1,0 +1,217 @@
+"""Builds, checks and times the CUDA kernels in one call, prints a table and writes JSON.
+
+    python tests/bench/gpu/bench.py [--json FILE] [--quick] [--no-peers]
+
+Needs a Hopper GPU, torch and libnvrtc. TFLOP/s count 4 * 128 * 128 * head_dim operations for every kept causal tile of
+128 x 128, whole diagonal tiles included. Every figure is a median; `burst` starts from half a second of rest, `sustained`
+is the last third of about a second of back-to-back runs, when the card is at its power limit.
+"""
+import argparse
+import json
+import os
+import time
+
+import torch
+
+import check_attend
+import check_index
+import driver
+import flexindex
+import inputs
+
+H, HKV, D, TILE = 32, 8, 128, 128
+GOALS = {(8192, .9): .6, (16384, .9): 1.5, (32768, .9): 3.2, (65536, .9): 13, (131072, .9): 18.6, (131072, .95): 41, (262144, .9): 97}
+RELEASED = {(8192, .9): 7.8, (16384, .9): 10.1, (32768, .9): 15.3, (65536, .9): 41.3, (131072, .9): 55.5, (131072, .95): 100, (262144, .9): 243}
+INDEX_GOALS = {8192: .2, 131072: 1.0, 262144: 2.5}
+results = []
+
+
+def note(**row):
+    results.append(row)
+    print("  ".join("%s %s" % (k, "%.4g" % v if isinstance(v, float) else v) for k, v in row.items()), flush=True)
+
+
+def burst(f, repeat=10):
+    torch.cuda.synchronize()
+    time.sleep(.5)
+    return driver.median_ms(f, repeat, 2)
+
+
+def sustained(f, seconds=1.0):
+    one = driver.median_ms(f, 3, 1)
+    n = max(9, int(seconds * 1000 / one))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
+    marks[0].record()
+    for m in marks[1:]:
+        f()
+        m.record()
+    torch.cuda.synchronize()
+    times = [a.elapsed_time(b) for a, b in zip(marks, marks[1:])][2 * n // 3:]
+    return sorted(times)[len(times) // 2]
+
+
+def tflops(tiles, ms, d=D):
+    return tiles * 4 * TILE * TILE * d / ms / 1e9
+
+
+def captured(f):
+    f()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        f()
+    return graph.replay
+
+
+def make(n, d=D, hq=H):
+    if d == D:
+        return [x.transpose(1, 2) for x in inputs.make_qkv(n)]
+    return [torch.randn(1, h, n, d, device="cuda").bfloat16() for h in (hq, HKV, HKV)]
+
+
+def synthetic(n, density):
+    mask = inputs.synthetic_mask(n, density)
+    return mask, driver.csr(mask.repeat_interleave(H // HKV, 0)[None])
+
+
+def dense_peers(n, q, k, v, peers):
+    if not peers:
+        return {}
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    out = {}
+    g = H // HKV
+    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("fa2", SDPBackend.FLASH_ATTENTION)):
+        if name == "fa2" and n > 32768:
+            continue
+        try:
+            kk, vv = (k, v) if n > 65536 else (k.repeat_interleave(g, 1), v.repeat_interleave(g, 1))
+            with sdpa_kernel(backend):
+                f = lambda: torch.nn.functional.scaled_dot_product_attention(q, kk, vv, is_causal=True, enable_gqa=n > 65536)
+                out[name] = (burst(f, 5), sustained(f))
+        except RuntimeError as e:
+            print("peer %s at %d: %s" % (name, n, str(e).splitlines()[0]), flush=True)
+    return out
+
+
+def flex_peer(q, k, v, mask):
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    heads, nb = H, mask.shape[-1]
+    m = mask.repeat_interleave(H // HKV, 0)[None]
+    diagonal = torch.eye(nb, dtype=torch.bool, device="cuda")[None, None]
+
+    def blocks(x):
+        return x.sum(-1).to(torch.int32), x.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    part, full = blocks((m & diagonal).expand(1, heads, nb, nb)), blocks(m & ~diagonal)
+    bm = BlockMask.from_kv_blocks(*part, *full, BLOCK_SIZE=TILE, mask_mod=lambda b, h, i, j: i >= j)
+    global compiled
+    compiled = globals().get("compiled") or torch.compile(flex_attention, dynamic=False)
+    f = lambda: compiled(q, k, v, block_mask=bm, enable_gqa=True)
+    f()
+    return burst(f), sustained(f)
+
+
+def kernels(quick, peers):
+    attend, string = driver.Attend(), driver.Attend(bands=True)
+    for n in (8192, 32768) if quick else (8192, 32768, 131072):
+        q, k, v = make(n)
+        out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
+        f = attend.prepare(q, k, v, out, lse)
+        tiles = H * nb * (nb + 1) // 2
+        b, s = burst(f), sustained(f)
+        row = dict(what="dense", n=n, ms=b, burst_tflops=tflops(tiles, b), sustained_tflops=tflops(tiles, s))
+        for name, (pb, ps) in dense_peers(n, q, k, v, peers).items():
+            row["%s_tflops" % name] = tflops(tiles, pb)
+            row["over_%s" % name], row["over_%s_sustained" % name] = pb / b, ps / s
+        note(**row)
+        for density in (.02, .05, .10):
+            mask, m = synthetic(n, density)
+            tiles = m[1].numel()
+            f = attend.prepare(q, k, v, out, lse, m)
+            g = string.prepare(q, k, v, out, lse, m, q2=q, band=n // 3)
+            b, s = burst(f, 20), sustained(f)
+            row = dict(what="mask", n=n, density=tiles / (H * nb * (nb + 1) / 2), ms=b, burst_tflops=tflops(tiles, b),
+                       sustained_tflops=tflops(tiles, s))
+            if density == .10:
+                row["string_cost"] = sustained(g) / sustained(f) - 1
+                if peers and n > 8192:
+                    fb, fs = flex_peer(q, k, v, mask)
+                    row.update(flex_ms=fb, over_flex=fb / b, over_flex_sustained=fs / s)
+            note(**row)
+        g = string.prepare(q, k, v, out, lse, q2=q, band=n // 3)
+        f = attend.prepare(q, k, v, out, lse)
+        note(what="string dense", n=n, string_cost=sustained(g) / sustained(f) - 1)
+    n = 32768
+    q, k, v = make(n)
+    out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
+    m = synthetic(n, .1)[1]
+    b = burst(driver.AttendPlain().prepare(q, k, v, out, lse, m))
+    note(what="attend_sm80 mask", n=n, ms=b, burst_tflops=tflops(m[1].numel(), b))
+    q, k, v = make(n, 64)
+    out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
+    a64 = driver.Attend(head_dim=64)
+    for name, m in (("dense", None), ("mask .1", synthetic(n, .1)[1])):
+        tiles = H * nb * (nb + 1) // 2 if m is None else m[1].numel()
+        f = a64.prepare(q, k, v, out, lse, m)
+        b, s = burst(f), sustained(f)
+        note(what="head_dim 64 " + name, n=n, ms=b, burst_tflops=tflops(tiles, b, 64), sustained_tflops=tflops(tiles, s, 64))
+
+
+def end_to_end(quick):
+    index, attend = flexindex.Index(), driver.Attend()
+    for n, gamma in ((8192, .9), (16384, .9), (32768, .9)) if quick else GOALS:
+        q, k, v = make(n)
+        out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
+        select, w = index.prepare(q, k, gamma, min_budget=1024)
+        a = attend.prepare(q, k, v, out, lse, (w["row_ptr"], w["cols"]))
+
+        def both():
+            select()
+            a()
+        both()
+        torch.cuda.synchronize()
+        tiles = int(w["row_ptr"][-1])
+        ix, at, total = burst(captured(select), 20), burst(a), burst(captured(both))
+        dense = burst(attend.prepare(q, k, v, out, lse), 5)
+        row = dict(what="end to end", n=n, gamma=gamma, density=tiles / (H * nb * (nb + 1) / 2), aware=int(w["aware"].sum()), index_ms=ix,
+                   attend_ms=at, attend_tflops=tflops(tiles, at), total_ms=total, sustained_ms=sustained(captured(both)),
+                   goal_ms=GOALS[n, gamma], over_released=RELEASED[n, gamma] / total, over_own_dense=dense / total, launches=len(index.steps) + 1)
+        if n in INDEX_GOALS:
+            row["index_goal_ms"] = INDEX_GOALS[n]
+        if n <= 131072:
+            want, _ = flexindex.reference(q[0], k[0], gamma, min_budget=1024)
+            row["jaccard"] = flexindex.jaccard(flexindex.masks(w, H, nb), want)
+        rows = inputs.sample_rows(n, 64)
+        full, mass = inputs.reference_rows(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rows, tile=TILE)
+        m = flexindex.masks(w, H, nb)[:, rows // TILE]
+        row["coverage"] = (mass * m).sum(-1).mean().item()
+        kept, _ = inputs.reference_rows(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), rows,
+                                        keep=lambda h: m[h].repeat_interleave(2, 1))
+        row["error"] = ((out[0][:, rows].float() - kept).norm() / kept.norm()).item()
+        note(**row)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", default="")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-peers", action="store_true")
+    args = parser.parse_args()
+    p = torch.cuda.get_device_properties(0)
+    note(what="machine", gpu=p.name, processors=p.multi_processor_count, torch=torch.__version__, cuda=torch.version.cuda)
+    golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "golden", "flexprefill")
+    ok = check_attend.main(32 if args.quick else 96)
+    ok &= check_attend.main(32 if args.quick else 64, driver.AttendPlain)
+    ok &= check_index.main(golden)
+    note(what="checks", passed=str(ok))
+    a = torch.randn(8192, 8192, device="cuda").bfloat16()
+    f = lambda: a @ a
+    note(what="matmul 8192", burst_tflops=2 * 8192 ** 3 / burst(f) / 1e9, sustained_tflops=2 * 8192 ** 3 / sustained(f) / 1e9)
+    end_to_end(args.quick)
+    kernels(args.quick, not args.no_peers)
+    if args.json:
+        json.dump(results, open(args.json, "w"), indent=1)
+    return ok
+
+
+if __name__ == "__main__":
+    raise SystemExit(0 if main() else 1)
