@@ -36,13 +36,16 @@ func TestEveryRuleKeepsColumnZeroAndTheDiagonal(t *testing.T) {
 		for _, tau := range []float64{0, 1} {
 			req := request.Random(4, shape)
 			req.Params = params(core.Params{"rule": rule, "tau": tau})
+			if rule == "paper" { // single diagonals soon touch every tile
+				req.Params["min_budget"], req.Params["gamma"] = int64(0), 0.2
+			}
 			s := selection(t, req)
 			want := map[float64]string{0: "vertical_slash", 1: "query_aware"}[tau]
 			for h, report := range s.Heads {
 				if report.Pattern != want {
 					t.Errorf("%s, tau %g, head %d: pattern %q, want %q", rule, tau, h, report.Pattern, want)
 				}
-				if rule != "paper" && report.Density >= 1 { // single diagonals soon touch every tile
+				if report.Density >= 1 {
 					t.Errorf("%s, tau %g, head %d: density %g", rule, tau, h, report.Density)
 				}
 				for i := range s.Mask.Sequences[0].QueryBlocks {
@@ -58,9 +61,9 @@ func TestEveryRuleKeepsColumnZeroAndTheDiagonal(t *testing.T) {
 // The last rows of the paper's rule must hold gamma of the mass of the
 // representative rows, since columns alone reach it.
 func TestPaperReachesGammaOnItsOwnRows(t *testing.T) {
-	for _, gamma := range []float64{0.5, 0.8, 0.95, 1} {
+	for _, gamma := range []float64{0.1, 0.2, 0.3} { // more, by token, soon touches every tile
 		req := request.Random(4, shape)
-		req.Params = params(core.Params{"rule": "paper", "tau": 0.0, "gamma": gamma})
+		req.Params = params(core.Params{"rule": "paper", "tau": 0.0, "gamma": gamma, "min_budget": int64(0)})
 		response, err := flexprefill.New(kernel.New(backends.Best(t))).(core.Attender).Attend(context.Background(), req)
 		if err != nil {
 			t.Fatal(err)

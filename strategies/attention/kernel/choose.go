@@ -69,7 +69,8 @@ func (c *Call) BlockSize() (int, error) {
 
 // Choose makes a selection head by head, several at a time. choose keeps tiles
 // and names its pattern in the head's report; sequences of one query are dense
-// without asking. A selection whose heads are all dense has no mask.
+// without asking. A selection in which every head keeps everything has no mask,
+// so that it costs no more than dense.
 func (c *Call) Choose(ctx context.Context, blockSize int, choose func(h *Head) error) (*core.Selection, error) {
 	grid := c.grid(blockSize)
 	heads := make([]chosen, len(grid)*c.Heads)
@@ -97,12 +98,13 @@ func (c *Call) Choose(ctx context.Context, blockSize int, choose func(h *Head) e
 type chosen struct {
 	report  core.HeadReport
 	reason  string
+	dense   bool // it keeps everything
 	columns []int32
 	ends    []int64 // of each row in columns
 }
 
 func compact(h *Head) chosen {
-	r := chosen{report: h.Report, reason: h.reason, columns: make([]int32, 0, h.Count()), ends: make([]int64, h.QueryBlocks)}
+	r := chosen{report: h.Report, reason: h.reason, dense: h.Complete(), columns: make([]int32, 0, h.Count()), ends: make([]int64, h.QueryBlocks)}
 	for row := range r.ends {
 		r.columns = h.appendRow(r.columns, row)
 		r.ends[row] = int64(len(r.columns))
@@ -124,7 +126,7 @@ func (c *Call) assemble(grid []core.BlockExtent, blockSize int, heads []chosen) 
 		h.report.Blocks = grid[i/c.Heads].Tiles(c.Request.Causal)
 		h.report.Density = ratio(h.report.Kept, h.report.Blocks)
 		selection.Heads[i] = h.report
-		dense = dense && strings.HasPrefix(h.report.Pattern, "dense")
+		dense = dense && h.dense
 		if h.reason != "" && !reasons[h.reason] {
 			reasons[h.reason] = true
 			selection.Reason = strings.TrimPrefix(selection.Reason+"; "+h.reason, "; ")
@@ -132,6 +134,8 @@ func (c *Call) assemble(grid []core.BlockExtent, blockSize int, heads []chosen) 
 	}
 	if !dense {
 		selection.Mask = mask
+	} else if selection.Reason == "" {
+		selection.Reason = "every head keeps every tile"
 	}
 	return selection
 }

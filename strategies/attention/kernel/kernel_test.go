@@ -299,17 +299,21 @@ func TestWindowLeavesOutBlocks(t *testing.T) {
 	backends.Each(t, func(t *testing.T, backend hardware.Backend) {
 		req := request.Random(1, shape)
 		req.Window, req.WantMask = 33, true
-		req.Params = core.Params{"sink": int64(16), "recent": int64(1000), "block_size": int64(16)}
+		req.Params = core.Params{"sink": int64(16), "recent": int64(16), "block_size": int64(16)}
 		response := attend(t, streaming.New(kernel.New(backend)), req)
+		if row := response.Mask.Row(0, 0, 12); fmt.Sprint(row) != "[11 12]" {
+			t.Errorf("query block 12 keeps %v: the window does not reach the sink, so want [11 12]", row)
+		}
+		// Whatever is kept beyond the window changes nothing, and all of it is dense.
+		req.Params["recent"] = int64(1000)
+		request.Outputs(req)
+		response = attend(t, streaming.New(kernel.New(backend)), req)
 		want := *req
 		want.Params = nil
 		request.Outputs(&want)
 		attend(t, dense.New(kernel.New(oracle.New())), &want)
-		if d := request.Difference(req.Output, want.Output); !(d <= 1e-5) {
-			t.Errorf("output differs from the dense window by %g", d)
-		}
-		if row := response.Mask.Row(0, 0, 12); fmt.Sprint(row) != "[10 11 12]" {
-			t.Errorf("query block 12 keeps %v: a window of 33 reaches [10 11 12]", row)
+		if d := request.Difference(req.Output, want.Output); response.Mask != nil || !(d <= 1e-5) {
+			t.Errorf("output differs from the dense window by %g, mask %v", d, response.Mask)
 		}
 	})
 }

@@ -84,10 +84,8 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 
 // keep adds the tiles of a result and reports them. kept are there already.
 func (h *Head) keep(r *promise.Result, kept int64) {
-	visible := int64(0)
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		visible += int64(high - low)
 		for j := low; j < high; j++ {
 			if r.Keep(row, j) {
 				h.Keep(row, j)
@@ -96,7 +94,7 @@ func (h *Head) keep(r *promise.Result, kept int64) {
 	}
 	h.Report.Coverage, h.Report.CoverageLower, h.Report.ProbeRows = &r.Mean, &r.Lower, r.Probes
 	h.Report.BlocksAdded = h.Count() - kept
-	if h.Count() == visible {
+	if h.Complete() {
 		h.Report.Pattern, h.reason = "dense", "no sparser choice holds the promised coverage"
 	}
 }

@@ -105,6 +105,16 @@ func (t *Tiles) Count() int64 {
 	return int64(n)
 }
 
+// Complete says whether every tile with a visible pair is in the set.
+func (t *Tiles) Complete() bool {
+	visible := int64(0)
+	for row := range t.QueryBlocks {
+		low, high := t.Visible(row)
+		visible += int64(high - low)
+	}
+	return t.Count() == visible
+}
+
 // appendRow appends the kept columns of a row, sorted.
 func (t *Tiles) appendRow(columns []int32, row int) []int32 {
 	for w, word := range t.bits[row*t.words : (row+1)*t.words] {
