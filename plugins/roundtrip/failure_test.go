@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func TestCancel(t *testing.T) {
 	if kindOf(err) != core.ErrCancelled {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(began); took > 500*time.Millisecond {
+	if took := time.Since(began); took > 1500*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
 	works(t, h, engine)
@@ -103,71 +104,99 @@ func TestDeadline(t *testing.T) {
 	if kindOf(err) != core.ErrDeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(began); took < 200*time.Millisecond || took > time.Second {
+	if took := time.Since(began); took < 200*time.Millisecond || took > 1500*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
 	works(t, h, engine)
 }
 
-// TestLate checks that a call whose output the caller can see does not return
-// while the plugin writes there.
-func TestLate(t *testing.T) {
-	h, engine := start(t, host.Options{})
-	works(t, h, engine)
-	before := pid(h, core.Attention)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	req := request(t, h, core.Params{"behaviour": "late"})
-	if _, err := engine.Attend(ctx, "identity", req); kindOf(err) != core.ErrDeadlineExceeded {
-		t.Errorf("got %v", err)
-	}
+// cancelOnceWritten is a context that ends when the plugin has begun to write.
+func cancelOnceWritten(t *testing.T, req *core.AttentionRequest) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	first := (*uint32)(req.Output.Pointer())
+	go func() {
+		for ctx.Err() == nil && atomic.LoadUint32(first) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	return ctx
+}
+
+// unchanged checks that nothing writes to the output any more.
+func unchanged(t *testing.T, req *core.AttentionRequest) {
+	t.Helper()
 	clear(floats(t, req))
-	time.Sleep(400 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
 	for i, got := range floats(t, req) {
 		if got != 0 {
 			t.Fatalf("output %d became %g after the call had returned", i, got)
 		}
 	}
+}
+
+// TestLate checks that a call whose output the caller can see does not return
+// while the plugin writes there.
+func TestLate(t *testing.T) {
+	h, engine := start(t, host.Options{CancelGrace: 20 * time.Second})
+	works(t, h, engine)
+	before := pid(h, core.Attention)
+	req := request(t, h, core.Params{"behaviour": "late"})
+	if _, err := engine.Attend(cancelOnceWritten(t, req), "identity", req); kindOf(err) != core.ErrCancelled {
+		t.Errorf("got %v", err)
+	}
+	unchanged(t, req)
 	if pid(h, core.Attention) != before {
 		t.Error("the process was restarted")
 	}
 }
 
-// TestStubborn checks that a plugin that does not let go is killed, and that
-// its memory is not used before.
+// TestStubborn checks that a plugin that does not let go is killed before the
+// call returns.
 func TestStubborn(t *testing.T) {
 	h, engine := start(t, host.Options{CancelGrace: 300 * time.Millisecond})
 	works(t, h, engine)
 	before := pid(h, core.Attention)
-	for _, staged := range []bool{false, true} {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		req := request(t, h, core.Params{"behaviour": "stubborn"})
-		if staged {
-			req.Output, req.LSE = foreign(t, 1, 4, 100, 8), nil
-		}
-		began := time.Now()
-		_, err := engine.Attend(ctx, "identity", req)
-		cancel()
-		if kindOf(err) != core.ErrDeadlineExceeded {
-			t.Errorf("got %v", err)
-		}
-		if took := time.Since(began); staged && took > 300*time.Millisecond || took > 2*time.Second {
-			t.Errorf("staged %t: took %v", staged, took)
-		}
-		clear(floats(t, req))
-		time.Sleep(400 * time.Millisecond)
-		for i, got := range floats(t, req) {
-			if got != 0 {
-				t.Fatalf("staged %t: output %d became %g after the call had returned", staged, i, got)
-			}
-		}
-		works(t, h, engine)
-		if after := pid(h, core.Attention); after == before {
-			t.Error("the process was not killed")
-		} else {
-			before = after
+	req := request(t, h, core.Params{"behaviour": "stubborn"})
+	if _, err := engine.Attend(cancelOnceWritten(t, req), "identity", req); kindOf(err) != core.ErrCancelled {
+		t.Errorf("got %v", err)
+	}
+	unchanged(t, req)
+	works(t, h, engine)
+	if pid(h, core.Attention) == before {
+		t.Error("the process was not killed")
+	}
+}
+
+// TestSetAside checks that a call returns soon when the plugin writes to memory
+// of the pool alone, and that nobody gets that memory while it does.
+func TestSetAside(t *testing.T) {
+	const grace = 3 * time.Second
+	h, engine := start(t, host.Options{CancelGrace: grace})
+	works(t, h, engine)
+	req := request(t, h, core.Params{"behaviour": "stubborn"})
+	req.Output, req.LSE = foreign(t, 1, 4, 100, 8), nil
+	live := h.Stats().Memory.Live
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	began := time.Now()
+	if _, err := engine.Attend(ctx, "identity", req); kindOf(err) != core.ErrDeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > grace {
+		t.Errorf("took %v", took)
+	}
+	if got := h.Stats().Memory.Live; got != live+1 {
+		t.Errorf("%d segments live, want %d: the output's is set aside", got, live+1)
+	}
+	unchanged(t, req)
+	for limit := time.Now().Add(20 * time.Second); h.Stats().Memory.Live != live; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("the memory was never given back")
 		}
 	}
+	works(t, h, engine)
 }
 
 func floats(t *testing.T, req *core.AttentionRequest) []float32 {
@@ -191,7 +220,7 @@ func TestWedged(t *testing.T) {
 	if _, err := engine.Attend(ctx, "identity", request(t, h, nil)); kindOf(err) != core.ErrDeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("took %v", took)
 	}
 	works(t, h, engine)
@@ -226,7 +255,7 @@ func TestKills(t *testing.T) {
 		syscall.Kill(victim, syscall.SIGKILL)
 		killed := time.Now()
 		group.Wait()
-		if took := time.Since(killed); took > 2*time.Second {
+		if took := time.Since(killed); took > 10*time.Second {
 			t.Errorf("calls failed %v after the kill", took)
 		}
 	}

@@ -57,6 +57,7 @@ func write(t testing.TB, dir string, m host.Manifest) string {
 // and no process is left.
 func start(t testing.TB, o host.Options) (*host.Host, *core.Engine) {
 	t.Helper()
+	descriptors := openDescriptors(t)
 	dir := t.TempDir()
 	if o.Manifests == nil {
 		o.Manifests = []string{write(t, dir, manifest(t, dir))}
@@ -84,12 +85,26 @@ func start(t testing.TB, o host.Options) (*host.Host, *core.Engine) {
 		if m := h.Stats().Memory; m.Live != 0 || m.LiveBytes != 0 {
 			t.Errorf("%d segments, %d bytes, were not given back", m.Live, m.LiveBytes)
 		}
+		for limit := time.Now().Add(2 * time.Second); openDescriptors(t) > descriptors; time.Sleep(time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("%d descriptors are open, %d were before", openDescriptors(t), descriptors)
+			}
+		}
 	})
 	registry := core.NewRegistry()
 	if err := h.Register(registry); err != nil {
 		t.Fatal(err)
 	}
 	return h, core.NewEngine(registry, o.Log)
+}
+
+func openDescriptors(t testing.TB) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(open)
 }
 
 type testWriter struct{ t testing.TB }
