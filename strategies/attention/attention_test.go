@@ -4,6 +4,7 @@ package attention_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -308,6 +309,21 @@ func TestEnforcedCoverage(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Reports are JSON on their way to the caller, which has no NaN.
+func TestNaNStaysOutOfReports(t *testing.T) {
+	for _, c := range strategies {
+		req := newRequest(7, c.params)
+		request.Fill(req.Query, func([4]int) float64 { return math.NaN() })
+		for _, rows := range []int{0, 64} {
+			req.ProbeRows = rows
+			response := attend(t, c.make(kernel.New(backends.Best(t))), req)
+			if _, err := json.Marshal(response.Report); err != nil {
+				t.Errorf("%s, %d probe rows: %v", c.name, rows, err)
+			}
+		}
 	}
 }
 

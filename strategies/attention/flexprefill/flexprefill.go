@@ -120,7 +120,7 @@ type head struct {
 
 func (h head) choose() {
 	distance := h.distance()
-	h.Report.JSDistance = &distance
+	h.Report.JSDistance = kernel.Number(distance)
 	queryAware := distance < h.tau
 	h.Report.Pattern = "vertical_slash"
 	if queryAware {

@@ -190,3 +190,17 @@ func TestBlockSizeMustSuitTheKernel(t *testing.T) {
 		t.Errorf("error %v, want invalid_argument", err)
 	}
 }
+
+// A probability that underflows is NaN in the released code, which makes the
+// head vertical-slash; the fixed rule counts it as nothing.
+func TestZeroProbabilities(t *testing.T) {
+	for rule, want := range map[string]string{"released": "vertical_slash", "fixed": "query_aware"} {
+		req := request.Random(4, shape)
+		req.Scale, req.Params = 300, params(core.Params{"rule": rule, "tau": 1.0})
+		for h, report := range selection(t, req).Heads {
+			if report.Pattern != want || (report.JSDistance == nil) != (rule == "released") {
+				t.Errorf("%s, head %d: pattern %q, distance %v", rule, h, report.Pattern, report.JSDistance)
+			}
+		}
+	}
+}

@@ -66,7 +66,7 @@ func (c *Call) reuse(report *core.Report) {
 		}
 		kept := c.keptMass(slot, rows, m.lse)
 		mean, _ := meanAndBound(kept)
-		report.Heads[slot].Coverage, report.Heads[slot].ProbeRows = &mean, len(rows)
+		report.Heads[slot].Coverage, report.Heads[slot].ProbeRows = Number(mean), len(rows)
 		used = true
 	}
 	if used {
@@ -94,7 +94,7 @@ func (c *Call) probe(ctx context.Context, report *core.Report) error {
 		slot := c.Slot(set.Sequence, set.Head)
 		mean, bound := meanAndBound(c.keptMass(slot, set.Rows, masses[i].LSE))
 		h := &report.Heads[slot]
-		h.Coverage, h.CoverageLower, h.ProbeRows = &mean, &bound, len(set.Rows)
+		h.Coverage, h.CoverageLower, h.ProbeRows = Number(mean), Number(bound), len(set.Rows)
 	}
 	return nil
 }
@@ -114,6 +114,14 @@ func (c *Call) keptMass(slot int, rows []int32, dense []float32) []float64 {
 		kept[i] = min(max(kept[i], 0), 1)
 	}
 	return kept
+}
+
+// Number is x for a report; nil when it is none, as of inputs with NaN.
+func Number(x float64) *float64 {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return nil
+	}
+	return &x
 }
 
 // StratifiedRows draws one random row in each of count equal strata of n rows,
