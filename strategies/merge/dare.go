@@ -48,7 +48,7 @@ type draw uint64
 
 func newDraw(t *tile.Tensor) draw {
 	h := fnv.New64a()
-	h.Write([]byte(t.Name)) // never fails
+	_, _ = h.Write([]byte(t.Name)) // never fails
 	return draw(mix(h.Sum64() ^ mix(uint64(t.Params.Int("seed")))))
 }
 

@@ -4,10 +4,9 @@ import (
 	"context"
 	"runtime"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/strategies/internal/parallel"
 )
 
 // Head is one query head of one sequence while its tiles are chosen.
@@ -74,7 +73,7 @@ func (c *Call) BlockSize() (int, error) {
 func (c *Call) Choose(ctx context.Context, blockSize int, choose func(h *Head) error) (*core.Selection, error) {
 	grid := c.grid(blockSize)
 	heads := make([]chosen, len(grid)*c.Heads)
-	err := c.Each(ctx, len(heads), func(slot int) error {
+	err := parallel.Each(ctx, c.Threads(), len(heads), func(slot int) error {
 		h := &Head{Sequence: slot / c.Heads, Head: slot % c.Heads}
 		h.Tiles = newTiles(grid[h.Sequence], blockSize, c.Request.Causal, c.Request.Window)
 		h.Report.Sequence, h.Report.Head = h.Sequence, h.Head
@@ -145,38 +144,4 @@ func ratio(part, all int64) float64 {
 		return 0
 	}
 	return float64(part) / float64(all)
-}
-
-// Each runs do for 0 to n-1 on the call's threads and gives the first error.
-// After an error, or the end of ctx, the rest is skipped.
-func (c *Call) Each(ctx context.Context, n int, do func(i int) error) error {
-	var (
-		next   atomic.Int64
-		failed atomic.Pointer[error]
-		wait   sync.WaitGroup
-	)
-	work := func() {
-		for failed.Load() == nil {
-			i := int(next.Add(1)) - 1
-			if i >= n {
-				return
-			}
-			err := ctx.Err()
-			if err == nil {
-				err = do(i)
-			}
-			if err != nil {
-				failed.CompareAndSwap(nil, &err)
-			}
-		}
-	}
-	for range min(c.Threads(), n) - 1 {
-		wait.Go(work)
-	}
-	work()
-	wait.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
 }

@@ -6,12 +6,11 @@ package tile
 
 import (
 	"context"
-	"runtime"
-	"sync"
 	"sync/atomic"
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/internal/parallel"
 )
 
 // elements of a tile: what one thread maps of each operand at a time.
@@ -130,37 +129,7 @@ func (b *batch) refuse(j job, nonFinite []int64) error {
 	return nil
 }
 
-// each runs do for 0 to n-1 on some threads, all of the process when 0, and
-// gives the first error. After an error, or the end of ctx, the rest is skipped.
+// each runs do for 0 to n-1 on some threads, all of the process when 0.
 func each(ctx context.Context, threads, n int, do func(i int) error) error {
-	if threads == 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	var (
-		next   atomic.Int64
-		failed atomic.Pointer[error]
-		wait   sync.WaitGroup
-	)
-	for range min(threads, n) {
-		wait.Go(func() {
-			for failed.Load() == nil {
-				i := int(next.Add(1)) - 1
-				if i >= n {
-					return
-				}
-				err := ctx.Err()
-				if err == nil {
-					err = do(i)
-				}
-				if err != nil {
-					failed.CompareAndSwap(nil, &err)
-				}
-			}
-		})
-	}
-	wait.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return parallel.Each(ctx, threads, n, do)
 }
