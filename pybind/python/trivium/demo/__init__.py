@@ -91,6 +91,7 @@ def _run(out: Path, length: int | None, fast: bool, model_dir: Any, bar: Any) ->
     from trivium.demo.arms import ARMS, run_arm
     from trivium.demo.checkpoints import batches, run_merge
     from trivium.demo.download import smollm2
+    from trivium.demo.model import load_model
     from trivium.demo.page import write_page
     from trivium.demo.prompt import CONTINUATION, book, make_prompt
 
@@ -99,7 +100,7 @@ def _run(out: Path, length: int | None, fast: bool, model_dir: Any, bar: Any) ->
     with bar.stage("model"):
         folder = Path(model_dir) if model_dir is not None else smollm2(bar.say)
         bar.say("loading the model")
-        model, tokenizer = _load(folder, machine.default_dtype())
+        model, tokenizer = load_model(folder, machine.default_dtype())
         bar.say("reading the book")
         text = tokenizer.encode(book(), add_special_tokens=False)
     prompt = make_prompt(tokenizer, text, length, continuation=min(CONTINUATION, length // 4))
@@ -133,19 +134,3 @@ def _run(out: Path, length: int | None, fast: bool, model_dir: Any, bar: Any) ->
     with bar.stage("writing the report"):
         write_page(result, drawn if drawn is not None else trace, out)
     return result
-
-
-def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
-    """The model, in eval mode, and its tokenizer, from a local folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from trivium._errors import CheckpointError
-    from trivium.demo.progress import quiet_transformers
-
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json: want a Hugging Face model folder")
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model.eval(), tokenizer
