@@ -127,13 +127,13 @@ func (m *BlockMask) validateRow(row int, extent BlockExtent, i int, causal bool)
 	if low < 0 || high < low || high > int64(len(m.Columns)) {
 		return fmt.Errorf("row pointers %d, %d", low, high)
 	}
-	limit := int32(extent.KeyBlocks)
+	limit := extent.KeyBlocks
 	if causal {
-		limit = min(limit, int32(extent.FirstQueryBlock+i+1))
+		limit = min(limit, extent.FirstQueryBlock+i+1)
 	}
 	previous := int32(-1)
 	for _, c := range m.Columns[low:high] {
-		if c <= previous || c >= limit {
+		if c <= previous || int(c) >= limit {
 			return fmt.Errorf("key block %d after %d: want rising numbers below %d", c, previous, limit)
 		}
 		previous = c

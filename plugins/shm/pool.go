@@ -114,17 +114,23 @@ func (p *Pool) pool(s *Segment) []*Segment {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	class := s.Size()
+	p.stats.Live--
+	p.stats.LiveBytes -= int64(class)
+	if int64(class) > p.retain {
+		// Keeping it would cost every other segment its place.
+		gone := []*Segment{s}
+		p.live.remove(gone)
+		return gone
+	}
 	p.clock++
 	s.freed = p.clock
 	p.free[class] = append(p.free[class], s)
-	p.stats.Live--
-	p.stats.LiveBytes -= int64(class)
 	p.stats.Pooled++
 	p.stats.PooledBytes += int64(class)
 	if p.closed {
 		return p.evict(0)
 	}
-	return p.evict(max(p.retain, 0))
+	return p.evict(p.retain)
 }
 
 // evict removes the longest unused segments until at most keep bytes are pooled.

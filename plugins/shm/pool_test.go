@@ -343,3 +343,28 @@ func BenchmarkGetPut(b *testing.B) {
 		p.Put(s)
 	}
 }
+
+// A segment too large to keep does not cost the others their place.
+func TestLargeSegmentsDoNotEvict(t *testing.T) {
+	p, err := NewPool(Options{RetainBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	small, err := p.Get(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := p.Get(2 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Segment{small, large} {
+		if err := p.Put(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := p.Stats(); got.Pooled != 1 || got.PooledBytes != 1<<16 {
+		t.Errorf("%d segments of %d bytes are kept, want the small one", got.Pooled, got.PooledBytes)
+	}
+}
