@@ -19,9 +19,13 @@ const mergeBatch = 128 << 20
 func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
 	defer func() {
 		for _, o := range outputs {
-			if o.writer != nil {
-				// What is done stays for a resume that was asked for; else nothing stays.
-				err = errors.Join(err, m.leave(o.writer))
+			if o.writer == nil {
+				continue
+			}
+			// What stopped the merge is what the caller needs to know, not that
+			// tidying up failed too.
+			if left := m.leave(o.writer); err == nil {
+				err = left
 			}
 		}
 	}()
@@ -50,7 +54,8 @@ func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
 	return nil
 }
 
-// leave lets go of a writer whose checkpoint was not committed.
+// leave lets go of a writer whose checkpoint was not committed. What is done
+// stays for a resume that was asked for; else nothing stays.
 func (m *merging) leave(w *checkpoint.Writer) error {
 	if m.spec.Resume {
 		return w.Close()

@@ -181,7 +181,7 @@ def sweep(
     grid, used = _grid(found, list(n), list(interval), list(method), end)
     writes = (out is not None or evaluate is not None) if write is None else write
     if (writes or evaluate) and out is None:
-        with tempfile.TemporaryDirectory(prefix="trivium-sweep-") as folder:
+        with tempfile.TemporaryDirectory(prefix="sweep-of-checkpoints-") as folder:
             made = _run(grid, used, Path(folder), dtype, float64, False, False, False, threads, progress, engine)
             return _without_paths(_rank(made, used, evaluate, references, individuals, seed))
     folder_or_none = Path(fspath(out)) if writes and out is not None else None
