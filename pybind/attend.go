@@ -64,7 +64,10 @@ func attend(ctx context.Context, request string) (string, error) {
 	return marshal(result)
 }
 
-// selectResult is a selection; without a mask everything is attended to.
+// defaultBlockSize is that of the mask of everything, when the strategy has none.
+const defaultBlockSize = 128
+
+// selectResult is a selection. A choice of everything has the mask of everything.
 type selectResult struct {
 	Mask   *maskHandle       `json:"mask"`
 	Reason string            `json:"reason"`
@@ -80,7 +83,15 @@ func selectBlocks(ctx context.Context, request string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return marshal(selectResult{holdMask(selection.Mask), selection.Reason, selection.Heads})
+	mask := selection.Mask
+	if mask == nil {
+		size := defaultBlockSize
+		if req.Params.IsSet("block_size") {
+			size = req.Params.Int("block_size")
+		}
+		mask = core.DenseMask(size, req.Query.Dim(1), req.BlockExtents(size), req.Causal)
+	}
+	return marshal(selectResult{holdMask(mask), selection.Reason, selection.Heads})
 }
 
 // attendCall is a request with what only this border needs.

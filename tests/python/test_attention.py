@@ -128,6 +128,13 @@ def test_custom_mask_forms_agree(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(report.mask.to_dense()[0], lower)
 
 
+@pytest.mark.parametrize("strategy", ["dense", "flexprefill", "streaming"])
+def test_selecting_everything_is_the_mask_of_everything(strategy: str, rng: np.random.Generator) -> None:
+    q, k, _ = tensors(rng, q_len=300)
+    mask = trivium.select(q, k, strategy=strategy)
+    assert mask.density == 1 and len(mask.blocks(0, 3)) == 6
+
+
 def test_mask_survives_a_file(tmp_path: Any, rng: np.random.Generator) -> None:
     q, k, _ = tensors(rng, q_len=300)
     mask = trivium.select(q, k, strategy="flexprefill", block_size=16, min_budget=16, gamma=0.5)
