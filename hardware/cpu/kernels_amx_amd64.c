@@ -7,6 +7,12 @@
 // keys, 16 columns, 2]; queries stay as they are and the scale is applied with
 // the exponential.
 //
+// On a Xeon with AMX, one thread, 8k causal, bfloat16: d = 128 596 GFLOP/s of
+// a GEMM's 771 through PyTorch, d = 64 421 of 729. A tile of 128 by 128, d = 128,
+// in time-stamp ticks: scores 6,400, maxima 1,100, exponentials 4,800, values
+// 8,000 (half of it loading and storing the sums), 20,300; as it was first, with
+// keys from the third-level cache, 45,000.
+//
 // A pass is one strip: its scores, 16 KiB, stay in the first-level cache
 // (-23 % of a tile's time at key_dim 128), and the next tile's keys and values
 // are asked for while this one's exponentials are taken.

@@ -19,62 +19,78 @@ func (c *randomCase) prepare(t *testing.T, b hardware.Backend) hardware.Session 
 }
 
 func TestRepresentativeAgainstDefinition(t *testing.T) {
-	eachISA(t, func(t *testing.T, isa string, b hardware.Backend) {
-		worst := 0.0
-		for seed := uint64(firstSeed); seed < firstSeed+80; seed++ {
-			c := newCase(seed)
+	errors := worst{}
+	for seed := uint64(firstSeed); seed < firstSeed+80; seed++ {
+		c := newCase(seed)
+		rows := []int{1, 5, 64, 128, 150}[seed%5]
+		want := c.representative(rows)
+		for isa, b := range backends(t) {
 			s := c.prepare(t, b)
-			rows := []int{1, 5, 64, 128, 150}[seed%5]
 			results, err := s.Representative(context.Background(), rows)
 			s.Close()
 			if err != nil {
 				t.Fatal(c, err)
 			}
-			for k, got := range results {
-				heads := len(c.query[0])
-				i, h := k/heads, k%heads
-				worst = max(worst, c.compareRepresentative(t, i, h, got, c.budget(isa)))
-			}
-			if t.Failed() {
-				t.Fatal(c)
+			for k := range results {
+				errors.add(isa, compareRepresentative(t, isa, results[k], want[k], c.budget(isa)))
 			}
 		}
-		t.Logf("largest error %.2g, seeds from %d", worst, firstSeed)
-	})
-}
-
-func (c *randomCase) compareRepresentative(t *testing.T, i, h int, got hardware.RepresentativeScores, limit budget) (worst float64) {
-	first := c.query[i][h].Rows - got.Rows
-	columns, slashes := make([]float64, len(got.Columns)), make([]float64, len(got.Slashes))
-	for r := range got.Rows {
-		scores := c.scores(i, h, first+r, false)
-		lse := logSumExp(scores)
-		worst = max(worst, compareLSE(t, got.LSE[r], lse, limit))
-		for n, x := range scores {
-			if math.IsInf(x, -1) {
-				continue
-			}
-			a := math.Exp(x-lse) / float64(got.Rows)
-			columns[n] += a
-			if d := c.problem.Sequences[i].Offset + first + r - n; d >= 0 && d < len(slashes) {
-				slashes[d] += a
-			}
+		if t.Failed() {
+			t.Fatal(c)
 		}
 	}
-	for n := range columns {
-		worst = max(worst, compareProbability(t, "column", n, float64(got.Columns[n]), columns[n], limit))
-		worst = max(worst, compareProbability(t, "slash", n, float64(got.Slashes[n]), slashes[n], limit))
-	}
-	return worst
+	t.Logf("largest errors %v, seeds from %d", errors, firstSeed)
 }
 
-func compareLSE(t *testing.T, got float32, want float64, limit budget) float64 {
+// representativeSums is the result for a head by definition.
+type representativeSums struct{ columns, slashes, lse []float64 }
+
+func (c *randomCase) representative(rows int) []representativeSums {
+	var all []representativeSums
+	for i := range c.query {
+		keys := c.problem.Sequences[i].Key[0].Rows
+		for h, q := range c.query[i] {
+			n := min(rows, q.Rows)
+			w := representativeSums{columns: make([]float64, keys), slashes: make([]float64, keys)}
+			for row := q.Rows - n; row < q.Rows; row++ {
+				scores := c.scores(i, h, row, false)
+				lse := logSumExp(scores)
+				w.lse = append(w.lse, lse)
+				for k, x := range scores {
+					if math.IsInf(x, -1) {
+						continue
+					}
+					a := math.Exp(x-lse) / float64(n)
+					w.columns[k] += a
+					if d := c.problem.Sequences[i].Offset + row - k; d >= 0 && d < keys {
+						w.slashes[d] += a
+					}
+				}
+			}
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+func compareRepresentative(t *testing.T, isa string, got hardware.RepresentativeScores, want representativeSums, limit budget) (e float64) {
+	for r, lse := range want.lse {
+		e = max(e, compareLSE(t, isa, got.LSE[r], lse, limit))
+	}
+	for n := range want.columns {
+		e = max(e, compareProbability(t, isa+" column", n, float64(got.Columns[n]), want.columns[n], limit))
+		e = max(e, compareProbability(t, isa+" slash", n, float64(got.Slashes[n]), want.slashes[n], limit))
+	}
+	return e
+}
+
+func compareLSE(t *testing.T, isa string, got float32, want float64, limit budget) float64 {
 	if math.IsInf(want, -1) && math.IsInf(float64(got), -1) {
 		return 0
 	}
 	e := math.Abs(float64(got) - want)
 	if !(e <= limit.lse) {
-		t.Errorf("lse %g, want %g", got, want)
+		t.Errorf("%s: lse %g, want %g", isa, got, want)
 	}
 	return e
 }
@@ -88,58 +104,74 @@ func compareProbability(t *testing.T, what string, n int, got, want float64, lim
 }
 
 func TestRowMassAgainstDefinition(t *testing.T) {
-	eachISA(t, func(t *testing.T, isa string, b hardware.Backend) {
-		worst := 0.0
-		for seed := uint64(firstSeed); seed < firstSeed+80; seed++ {
-			c := newCase(seed)
-			r := rand.New(rand.NewPCG(seed, 2))
-			var sets []hardware.RowSet
-			for i := range c.query {
-				for h := range c.query[i] {
-					set := hardware.RowSet{Sequence: i, Head: h}
-					for range r.IntN(2 * c.query[i][h].Rows) {
-						set.Rows = append(set.Rows, int32(r.IntN(c.query[i][h].Rows)))
-					}
-					sets = append(sets, set)
-				}
-			}
-			size := 16 * (1 + r.IntN(16))
+	errors := worst{}
+	for seed := uint64(firstSeed); seed < firstSeed+80; seed++ {
+		c := newCase(seed)
+		r := rand.New(rand.NewPCG(seed, 2))
+		sets := c.randomRows(r)
+		size := 16 * (1 + r.IntN(16))
+		want := c.rowMasses(sets, size)
+		for isa, b := range backends(t) {
 			s := c.prepare(t, b)
 			results, err := s.RowMass(context.Background(), sets, size)
 			s.Close()
 			if err != nil {
 				t.Fatal(c, err)
 			}
-			for k, set := range sets {
-				worst = max(worst, c.compareMass(t, set, results[k], size, c.budget(isa)))
-			}
-			if t.Failed() {
-				t.Fatal(c)
-			}
-		}
-		t.Logf("largest error %.2g, seeds from %d", worst, firstSeed)
-	})
-}
-
-func (c *randomCase) compareMass(t *testing.T, set hardware.RowSet, got hardware.RowMass, size int, limit budget) (worst float64) {
-	keys := c.problem.Sequences[set.Sequence].Key[0].Rows
-	blocks := (keys + size - 1) / size
-	step := max(1, len(set.Rows)/8)
-	for k := 0; k < len(set.Rows); k += step {
-		scores := c.scores(set.Sequence, set.Head, int(set.Rows[k]), false)
-		lse := logSumExp(scores)
-		worst = max(worst, compareLSE(t, got.LSE[k], lse, limit))
-		want := make([]float64, blocks)
-		for n, x := range scores {
-			if !math.IsInf(x, -1) {
-				want[n/size] += math.Exp(x - lse)
+			for _, w := range want {
+				got, k := results[w.set], w.place
+				errors.add(isa, compareLSE(t, isa, got.LSE[k], w.lse, c.budget(isa)))
+				for j := range w.mass {
+					errors.add(isa, compareProbability(t, isa+" block", j, float64(got.Mass[k*len(w.mass)+j]), w.mass[j], c.budget(isa)))
+				}
 			}
 		}
-		for j := range want {
-			worst = max(worst, compareProbability(t, "block", j, float64(got.Mass[k*blocks+j]), want[j], limit))
+		if t.Failed() {
+			t.Fatal(c)
 		}
 	}
-	return worst
+	t.Logf("largest errors %v, seeds from %d", errors, firstSeed)
+}
+
+// randomRows draws rows of each head, in no order, with repeats.
+func (c *randomCase) randomRows(r *rand.Rand) []hardware.RowSet {
+	var sets []hardware.RowSet
+	for i := range c.query {
+		for h, q := range c.query[i] {
+			set := hardware.RowSet{Sequence: i, Head: h}
+			for range r.IntN(2 * q.Rows) {
+				set.Rows = append(set.Rows, int32(r.IntN(q.Rows)))
+			}
+			sets = append(sets, set)
+		}
+	}
+	return sets
+}
+
+// massOfRow is the result for one row of a set by definition.
+type massOfRow struct {
+	set, place int
+	mass       []float64
+	lse        float64
+}
+
+// rowMasses takes up to about eight rows of each set.
+func (c *randomCase) rowMasses(sets []hardware.RowSet, size int) []massOfRow {
+	var all []massOfRow
+	for i, set := range sets {
+		keys := c.problem.Sequences[set.Sequence].Key[0].Rows
+		for k := 0; k < len(set.Rows); k += max(1, len(set.Rows)/8) {
+			scores := c.scores(set.Sequence, set.Head, int(set.Rows[k]), false)
+			w := massOfRow{i, k, make([]float64, (keys+size-1)/size), logSumExp(scores)}
+			for n, x := range scores {
+				if !math.IsInf(x, -1) {
+					w.mass[n/size] += math.Exp(x - w.lse)
+				}
+			}
+			all = append(all, w)
+		}
+	}
+	return all
 }
 
 func TestPoolAgainstDefinition(t *testing.T) {

@@ -219,6 +219,10 @@ func check(p *hardware.Problem) error {
 	if dim < 1 || dim > 256 || valueDim < 1 || valueDim > 256 {
 		return fmt.Errorf("cpu: head_dim %d, of values %d: want 1 to 256", dim, valueDim)
 	}
+	if p.Positions != nil && (len(p.Positions.Bands) < 1 || len(p.Positions.Bands) > 256 || len(p.Positions.InvFreq) != len(p.Positions.Applied)) {
+		return fmt.Errorf("cpu: %d bands, %d frequencies, %d applied: want 1 to 256 bands, and as many frequencies as were applied",
+			len(p.Positions.Bands), len(p.Positions.InvFreq), len(p.Positions.Applied))
+	}
 	if p.Positions != nil && 2*len(p.Positions.InvFreq) > dim {
 		return fmt.Errorf("cpu: %d rotary frequencies: want at most half of head_dim %d", len(p.Positions.InvFreq), dim)
 	}

@@ -101,9 +101,7 @@ func TestAttendAfterCancel(t *testing.T) {
 		if err := s.Attend(context.Background(), c.masks); err != nil {
 			t.Fatal(err)
 		}
-		for h := range c.query[0] {
-			c.compareRows(t, 0, h, c.budget(isa), &budget{})
-		}
+		c.compareRows(t, isa, c.sample(), worst{}, worst{})
 	})
 }
 
@@ -128,6 +126,10 @@ func TestAttendAllocations(t *testing.T) {
 	})
 }
 
+func positions(frequencies, applied, bands int) *hardware.Positions {
+	return &hardware.Positions{InvFreq: make([]float64, frequencies), Applied: make([]float64, applied), Bands: make([]hardware.Band, bands)}
+}
+
 func TestPrepareRefuses(t *testing.T) {
 	cases := []struct {
 		name, want string
@@ -143,7 +145,9 @@ func TestPrepareRefuses(t *testing.T) {
 		{"output rows", "output head 1", func(p *hardware.Problem) { p.Sequences[0].Output[1].Rows-- }},
 		{"lse", "lse of head 0", func(p *hardware.Problem) { p.Sequences[0].LSE[0] = make([]float32, 3) }},
 		{"nil data", "value head 0", func(p *hardware.Problem) { p.Sequences[0].Value[0].Data = nil }},
-		{"frequencies", "frequencies", func(p *hardware.Problem) { p.Positions = &hardware.Positions{InvFreq: make([]float64, 9)} }},
+		{"frequencies", "frequencies", func(p *hardware.Problem) { p.Positions = positions(9, 9, 1) }},
+		{"applied", "frequencies", func(p *hardware.Problem) { p.Positions = positions(4, 3, 1) }},
+		{"bands", "bands", func(p *hardware.Problem) { p.Positions = positions(4, 4, 0) }},
 	}
 	b, err := Open("serial")
 	if err != nil {

@@ -156,6 +156,7 @@ int main(int argc, char **argv) {
         free(want);
         drop(&s);
     }
+    for (int t = 0; t < tables; t++) printf("%s%s ", table[t]->name, table[t]->supported() ? "" : " (not on this machine)");
     printf("%d cases from seed %llu, %s\n", cases, (unsigned long long)seed, failed ? "FAILED" : "clean");
     return failed;
 }

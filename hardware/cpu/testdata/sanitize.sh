@@ -1,20 +1,24 @@
 #!/bin/sh
 # Builds the kernels with AddressSanitizer and UBSan and runs sanitize.c over
 # them. Arguments: seed, number of cases. Fails on the first finding.
+# CC=aarch64-linux-gnu-gcc RUN="qemu-aarch64 -L /usr/aarch64-linux-gnu" SANITIZE=
+# checks the arm64 kernels on another machine.
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-case $(uname -m) in
-x86_64) isa=amd64 ;;
-aarch64) isa=arm64 ;;
+cc=${CC:-gcc}
+case $($cc -dumpmachine) in
+x86_64-*) isa=amd64 ;;
+aarch64-*) isa=arm64 ;;
 *) isa=none ;;
 esac
 sources="$here/../support.c $here/../kernels_serial.c"
 for f in "$here"/../kernels_*_"$isa".c; do
     [ -e "$f" ] && sources="$sources $f"
 done
-# shellcheck disable=SC2086 # a list of files
-${CC:-gcc} -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+# shellcheck disable=SC2086 # lists of words
+$cc -std=gnu11 -O1 -g -fno-omit-frame-pointer ${SANITIZE--fsanitize=address,undefined -fno-sanitize-recover=all} \
     -I"$here/../../table" "$here/sanitize.c" $sources -lm -o "$build/sanitize"
-"$build/sanitize" "${1:-1}" "${2:-60}"
+# shellcheck disable=SC2086
+${RUN:-} "$build/sanitize" "${1:-1}" "${2:-60}"
