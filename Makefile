@@ -57,10 +57,10 @@ vet:
 	go vet ./...
 
 go-test:
-	go test ./...
+	go test -timeout 30m ./...
 
 race:
-	go test -race -short $(RACE)
+	go test -timeout 30m -race -short $(RACE)
 
 wheel:
 	rm -rf $(DIST)
