@@ -66,11 +66,11 @@ func attendKernel(source string, capability int, exact bool, headDim int, half b
 	return Kernel{Source: source, Defines: slices.Compact(defines), Least: capability, Exact: exact}
 }
 
-// Kernels lists every kernel a device may be asked for: each feature alone and
-// the combinations that position strategies make.
+// Kernels lists the kernels worth compiling ahead and in tests: each feature
+// alone, a local window with two rotations, and all features at once.
 func Kernels() []Kernel {
 	var all []Kernel
-	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Window, Sinks}}
+	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Bands, Window, Softcap, Sinks}}
 	for _, headDim := range []int{64, 128} {
 		for _, half := range []bool{false, true} {
 			for _, f := range features {

@@ -1,26 +1,25 @@
 // Block-sparse causal attention for sm_90a: out = softmax(scale q k^T over the kept 128 x 128 tiles) v, and its LSE.
 //
 // One producer warp feeds K and V tiles by TMA through two-stage rings; two consumer warpgroups own 64 query rows each.
-// Inside a warpgroup the softmax of tile j overlaps the product P V of tile j - 1; the two warpgroups take turns on the
-// tensor cores (FlashAttention-3, arXiv 2407.08608). The grid is persistent: blocks claim (head, query block) items from a
+// Inside a warpgroup the softmax of tile j overlaps the product P V of tile j - 1 and the products of the other
+// warpgroup (FlashAttention-3, arXiv 2407.08608). The grid is persistent: blocks claim (head, query block) items from a
 // counter, longest causal rows first, the query heads of one key head next to each other so that they share K and V in L2.
 // The running maximum is replaced only when it grows by more than 8 in log2 units: the old one stays a valid reference,
 // and the 64 multiplications of the accumulator are skipped for almost every tile.
 //
 // Shapes: head_dim 64 or 128, any lengths, q_heads a multiple of kv_heads, 16-byte aligned rows.
-// Error: <= 2e-3 relative to float32 on the same mask (16-bit inputs, P rounded to 16 bits, float32 sums).
-// Version log: at the end of docs/decisions/cuda-kernel.md.
+// Error, relative to float32 on the same mask: bf16 2.4e-3 (two roundings to 16 bits, of P and of the output), fp16 3e-4.
+// Versions (H200, 128k tokens, TFLOP/s dense / 10 % mask; more in docs/decisions/cuda-kernel.md):
+//   1 Q in shared memory                                        601 / 563
+//   2 Q in registers                                            627 / 596
+//   3 columns read ahead by their own warp, items joined        637 / 597
+//   4 wait for P V held below the exponentials                  646 / 611
+//   5 Q read one item ahead, first softmax over the last P V    644 / 622
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
 #include "tiles.cuh"
 #include "attend.cuh"
 
-#ifndef PINGPONG
-#define PINGPONG 0
-#endif
-#ifndef WAIT_LATE
-#define WAIT_LATE 1
-#endif
 constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 
@@ -253,9 +252,7 @@ __device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a
 // ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum
 // stands between.
 __device__ __forceinline__ void hold_wait(const RowState& st) {
-#if WAIT_LATE
   if (__any_sync(~0u, st.l[0] + st.l[1] < 0.0f)) asm volatile("nanosleep.u32 1;" ::: "memory");
-#endif
 }
 
 __device__ __forceinline__ u32 tile_info(const Shared* sh, u32 slot) {
@@ -303,9 +300,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
   Item item;
   bool peeked = false;  // `next` was read while an item was open
   Item next;
-#if PINGPONG
-  if (group == 1) named_arrive(1, 256);
-#endif
   while (true) {
     if (!peeked) next = read_item(a, sh, q_phase);
     peeked = false;
@@ -324,16 +318,10 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     u32 info = tile_info(sh, kr.slot);
     load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
     LOADED_QUERY();
-#if PINGPONG
-    named_sync(1 + group, 256);
-#endif
     pin(s);
     wgmma_fence();
     product_qk(s, q, k_ring + kr.slot * kTileBytes);
     wgmma_commit();
-#if PINGPONG
-    named_arrive(2 - group, 256);
-#endif
     wgmma_wait<0>();
     pin(s);
     if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
@@ -356,9 +344,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
 #else
         info = tile_info(sh, kr.slot);
 #endif
-#if PINGPONG
-        named_sync(1 + group, 256);
-#endif
         pin(s);
         pin(o);
         wgmma_fence();
@@ -367,9 +352,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(v_full[vr.slot]), vr.phase);
         product_pv(o, p, v_ring + vr.slot * kTileBytes);
         wgmma_commit();
-#if PINGPONG
-        named_arrive(2 - group, 256);
-#endif
         wgmma_wait<1>();
         pin(s);
         if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
@@ -394,9 +376,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       info = tile_info(sh, kr.slot);
       load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
       LOADED_QUERY();
-#if PINGPONG
-      named_sync(1 + group, 256);
-#endif
       pin(s);
       pin(o);
       wgmma_fence();
@@ -405,9 +384,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       barrier_wait(BAR(v_full[vr.slot]), vr.phase);
       product_pv(o, p, v_ring + vr.slot * kTileBytes);
       wgmma_commit();
-#if PINGPONG
-      named_arrive(2 - group, 256);
-#endif
       wgmma_wait<1>();
       pin(s);
       if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
@@ -438,9 +414,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     vr.next();
     finish(a, item, o, st, scale_log2, stage, row_in_tile);
   }
-#if PINGPONG
-  if (group == 0) named_sync(1, 256);  // takes the arrival that warpgroup 1 left
-#endif
 }
 
 extern "C" __global__ void __launch_bounds__(384, 1)

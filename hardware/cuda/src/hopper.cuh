@@ -42,24 +42,12 @@ __device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
 }
 __device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-// Named barriers order the two consumer warpgroups.
-__device__ __forceinline__ void named_sync(u32 id, u32 threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void named_arrive(u32 id, u32 threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // ---- TMA: one box of 64 elements x rows, 128-byte swizzle --------------------------------------------------------
 __device__ __forceinline__ void tma_load(u32 dst, const TensorMap* map, u32 bar, int d, int row, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
       ::"r"(dst), "l"((u64)map), "r"(bar), "r"(d), "r"(row), "r"(head), "r"(batch) : "memory");
 }
-__device__ __forceinline__ void tma_prefetch_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"((u64)map) : "memory");
-}
-
 template <int N> __device__ __forceinline__ void registers_take() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> __device__ __forceinline__ void registers_give() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
@@ -102,13 +90,7 @@ __device__ __forceinline__ u64 advance(u64 d, u32 bytes) {
          "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." MMA_TYPE "." MMA_TYPE " "
 
-// d[64 x 128] (+)= A[64 x 16] . B[128 x 16]^T, both in shared memory, K-major.
-__device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accumulate) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" WGMMA(128) "{" REGS64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-               : ACC16(d, 0), ACC16(d, 16), ACC16(d, 32), ACC16(d, 48)
-               : "l"(a), "l"(b), "r"(accumulate));
-}
-// The same with A in registers; transposed = 1 when B is MN-major.
+// d[64 x 128] (+)= A . B with A[64 x 16] in registers, B in shared memory; transposed = 1 when B is MN-major.
 template <int transposed> __device__ __forceinline__ void wgmma_rs(float (&d)[64], const u32 (&a)[4], u64 b, int accumulate) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n" WGMMA(128) "{" REGS64 "}, {%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}"
                : ACC16(d, 0), ACC16(d, 16), ACC16(d, 32), ACC16(d, 48)

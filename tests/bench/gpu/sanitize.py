@@ -1,0 +1,20 @@
+"""Small cases of every kernel, to run under compute-sanitizer."""
+import check_attend
+import check_index
+import driver
+
+
+def main():
+    ok = True
+    for kind in (driver.Attend, driver.AttendPlain):
+        kernels = {}
+        for c in [c for c in check_attend.cases(40) if c["n"] <= 420][:7]:
+            err, rounding, _, finite = check_attend.run_case(c, kernels, kind)
+            ok &= finite and err <= 1.75 * max(rounding, 2e-4)
+    ok &= check_index.random_cases(1)
+    print("sanitize:", "passed" if ok else "FAILED")
+    return ok
+
+
+if __name__ == "__main__":
+    raise SystemExit(0 if main() else 1)
