@@ -199,6 +199,7 @@ def arms(args: argparse.Namespace, sources: list[str], tiny: list[str]) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="folder for results, such as one in memory where the disk is slow; default: --dir")
     parser.add_argument("--parameters", type=float, default=0.63e9)
     parser.add_argument("--checkpoints", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -210,11 +211,13 @@ def main() -> None:
     args = parser.parse_args()
     folders = make(args.dir / "full", args.checkpoints, int(args.parameters))
     tiny = [str(f) for f in make(args.dir / "tiny", 2, 2 * VOCAB * HIDDEN)]
-    sources, target = [str(f) for f in folders], args.dir / "out"
+    sources, results = [str(f) for f in folders], args.out or args.dir
+    results.mkdir(parents=True, exist_ok=True)
+    target = results / "out"
     runs: dict[str, list[dict[str, object]]] = {}
     for _ in range(args.rounds):
         for name, arm in arms(args, sources, tiny).items():
-            for left in args.dir.glob("out*"):
+            for left in results.glob("out*"):
                 shutil.rmtree(left)
             (drop if args.cold else warm)(folders)
             result = arm(str(target)) | {"load": os.getloadavg()[0]}

@@ -53,8 +53,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check and plan, write n
 
 @app.command(DEFAULT)
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="checkpoint folders, oldest first", show_default=False)],
     to: Out,
+    sources: Annotated[Optional[list[Path]], typer.Argument(help="checkpoint folders, oldest first", show_default=False)] = None,
+    config: Annotated[Optional[Path], typer.Option(help="a mergekit configuration, instead of sources and method")] = None,
     method: Method = "sma",
     param: Param = None,
     weights: Annotated[Optional[str], typer.Option(help="comma-separated, one for each source")] = None,
@@ -69,12 +70,30 @@ def merge(
     output: OutputOption = Output.text,
 ) -> None:
     """Merge checkpoints into one (what `trivium merge A B --out D` does)."""
+    if (config is None) == (not sources):
+        raise InvalidArgument("want checkpoint folders, or --config with a mergekit configuration")
+    if config is not None:
+        _merge_config(config, to, output, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
+                      resume=resume, durable=durable, dry_run=dry_run)  # fmt: skip
+        return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
-            sources, to, method=method, weights=numbers("--weights", weights), base=base, dtype=dtype, float64=float64,
+            sources or [], to, method=method, weights=numbers("--weights", weights), base=base, dtype=dtype, float64=float64,
             allow_non_finite=allow_non_finite, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
             progress=progress, **parameters(param or []),
         )  # fmt: skip
+    _print_merge(report, output)
+
+
+def _merge_config(config: Path, to: Path, output: Output, **options: Any) -> None:
+    from trivium.mergekit import load
+
+    recipe = load(config)
+    if output is Output.text:
+        for difference in recipe.differences:
+            out.print(f"[yellow]unlike mergekit:[/] {difference}", soft_wrap=True)
+    with ProgressBar("merging", shown=output is Output.text and not options["dry_run"]) as progress:
+        report = recipe.run(to, progress=progress, **options)
     _print_merge(report, output)
 
 
