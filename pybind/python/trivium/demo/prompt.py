@@ -11,7 +11,7 @@ from typing import Any
 from trivium._errors import InvalidArgument
 from trivium.eval.tasks import QUESTION, SENTENCE
 
-CONTINUATION = 512  # tokens of the book whose perplexity is measured, before the question
+CONTINUATION = 1024  # tokens of the book whose perplexity is measured, before the question
 DEPTH = 0.25  # where the key is hidden, as a share of the window
 
 
