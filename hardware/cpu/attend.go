@@ -15,14 +15,15 @@ import (
 	"github.com/trivium-ml/trivium/hardware"
 )
 
-// attendItem is one query block of one head, or, when part of a split, that
-// block against some of its keys.
+// attendItem is one query block of one head, or of the heads of a group, or,
+// when part of a split, that block against some of its keys.
 type attendItem struct {
-	sequence, head int32
-	row, rows      int32
-	first, last    int64 // keys; with a mask: of Columns
-	cost           int64
-	partial        int64 // floats into the partial results; -1: not split
+	sequence, head, heads int32
+	row, rows             int32
+	first, last           int64 // keys; with a mask: of Columns
+	cost                  int64
+	partial               int64 // floats into the partial results; -1: not split
+	stride                int64 // floats from the partial results of one head to those of the next
 }
 
 // split is a block whose parts are to be merged.
@@ -59,6 +60,11 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 		return err
 	}
 	defer raiseOn(ctx, s.cancel)()
+	if masks != nil {
+		if err := s.packAll(ctx); err != nil {
+			return err
+		}
+	}
 	var partial memory
 	defer partial.free()
 	var partials unsafe.Pointer
@@ -78,26 +84,30 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 			pinned.Pin(&masks[i].Columns[0])
 		}
 	}
-	calls := make([]C.trivium_attend, threads)
+	group := len(s.heads[0]) / len(s.keys[0])
+	calls := make([]C.trivium_attend, threads*group)
 	err = forEach(ctx, threads, len(p.items), func(worker, i int) {
 		item := &p.items[i]
-		call := &calls[worker]
-		s.fill(call, item.sequence, item.head, item.row, item.rows)
-		call.first, call.last = C.int64_t(item.first), C.int64_t(item.last)
-		if masks != nil {
-			s.fillBlocks(call, item, &masks[s.maskIndex(item)])
+		list := calls[worker*group:][:item.heads]
+		for h := range list {
+			call := &list[h]
+			s.fill(call, item.sequence, item.head+int32(h), item.row, item.rows)
+			call.first, call.last = C.int64_t(item.first), C.int64_t(item.last)
+			if masks != nil {
+				s.fillBlocks(call, item, &masks[s.maskIndex(item)])
+			}
+			if item.partial >= 0 {
+				call.partial = (*C.float)(unsafe.Add(partials, 4*(item.partial+int64(h)*item.stride)))
+			}
 		}
-		if item.partial >= 0 {
-			call.partial = (*C.float)(unsafe.Add(partials, 4*item.partial))
-		}
-		C.trivium_run_attend(s.kernels, call, s.scratch[worker])
+		C.trivium_run_attend(s.kernels, &list[0], C.int32_t(item.heads), s.scratch[worker])
 	})
 	if err != nil {
 		return err
 	}
 	return forEach(ctx, min(threads, len(p.splits)), len(p.splits), func(worker, i int) {
 		m := &p.splits[i]
-		call := &calls[worker]
+		call := &calls[worker*group]
 		s.fill(call, m.sequence, m.head, m.row, m.rows)
 		call.partial = (*C.float)(unsafe.Add(partials, 4*m.partial))
 		C.trivium_merge(call, C.int64_t(m.parts))
@@ -142,9 +152,13 @@ func (s *session) plan(masks []hardware.Blocks) (*plan, error) {
 		return nil, fmt.Errorf("cpu: %d block masks: want one for each of %d sequences and %d query heads", len(masks), len(s.request.Sequences), heads)
 	}
 	for i := range s.request.Sequences {
-		for h := range heads {
+		together := 1
+		if masks == nil && s.few(i) {
+			together = heads / len(s.keys[i])
+		}
+		for h := 0; h < heads; h += together {
 			if masks == nil {
-				s.planDense(p, i, h)
+				s.planDense(p, i, h, together)
 				continue
 			}
 			if err := s.planMasked(p, i, h, &masks[i*heads+h]); err != nil {
@@ -156,12 +170,13 @@ func (s *session) plan(masks []hardware.Blocks) (*plan, error) {
 	return p, nil
 }
 
-func (s *session) planDense(p *plan, sequence, head int) {
+func (s *session) planDense(p *plan, sequence, head, heads int) {
 	q := &s.request.Sequences[sequence]
 	eachBlock(q, C.TRIVIUM_QUERY_ROWS, func(_, row, rows int) {
 		first, last := s.visible(q, row, rows)
 		first -= first % C.TRIVIUM_PACK_ROWS
-		p.add(attendItem{sequence: int32(sequence), head: int32(head), row: int32(row), rows: int32(rows), first: first, last: last}, last-first, splitKeys)
+		item := attendItem{sequence: int32(sequence), head: int32(head), heads: int32(heads), row: int32(row), rows: int32(rows), first: first, last: last}
+		p.add(item, last-first, splitKeys)
 	})
 }
 
@@ -175,7 +190,7 @@ func (s *session) planMasked(p *plan, sequence, head int, mask *hardware.Blocks)
 		first, last := mask.RowPtr[block], mask.RowPtr[block+1]
 		for end := row + rows; row < end; row += C.TRIVIUM_QUERY_ROWS {
 			rows := min(end-row, C.TRIVIUM_QUERY_ROWS)
-			item := attendItem{sequence: int32(sequence), head: int32(head), row: int32(row), rows: int32(rows), first: first, last: last}
+			item := attendItem{sequence: int32(sequence), head: int32(head), heads: 1, row: int32(row), rows: int32(rows), first: first, last: last}
 			p.add(item, (last-first)*size, max(1, splitKeys/size))
 		}
 	})
@@ -188,20 +203,23 @@ func (p *plan) add(item attendItem, keys, unit int64) {
 	item.partial = -1
 	units := item.last - item.first
 	if item.rows > splitRows || units <= unit {
-		item.cost = keys * int64(item.rows)
+		item.cost = keys * int64(item.rows*item.heads)
 		p.items = append(p.items, item)
 		return
 	}
 	parts := (units + unit - 1) / unit
-	p.splits = append(p.splits, split{item.sequence, item.head, item.row, item.rows, parts, p.partials})
+	size := int64(item.rows) * p.stride
+	for h := range item.heads {
+		p.splits = append(p.splits, split{item.sequence, item.head + h, item.row, item.rows, parts, p.partials + int64(h)*parts*size})
+	}
 	for i := range parts {
 		part := item
 		part.first, part.last = item.first+i*unit, min(item.first+(i+1)*unit, item.last)
-		part.cost = keys / units * (part.last - part.first) * int64(item.rows)
-		part.partial = p.partials
-		p.partials += int64(item.rows) * p.stride
+		part.cost = keys / units * (part.last - part.first) * int64(item.rows*item.heads)
+		part.partial, part.stride = p.partials+i*size, parts*size
 		p.items = append(p.items, part)
 	}
+	p.partials += int64(item.heads) * parts * size
 }
 
 // visible is the range of keys that some of the rows see.

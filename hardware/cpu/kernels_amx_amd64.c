@@ -254,8 +254,8 @@ static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t fi
 static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
     return is_bf16(p) ? scratch_bytes_amx(p, keys) : trivium_kernels_avx512.scratch_bytes(p, keys);
 }
-static void attend_any(const trivium_attend *a, void *scratch) {
-    is_bf16(a->head->problem) ? attend_amx(a, scratch) : trivium_kernels_avx512.attend(a, scratch);
+static void attend_any(const trivium_attend *a, int32_t count, void *scratch) {
+    is_bf16(a->head->problem) ? attend_amx(a, count, scratch) : trivium_kernels_avx512.attend(a, count, scratch);
 }
 static void representative_any(const trivium_representative *r, void *scratch) {
     is_bf16(r->head->problem) ? representative_amx(r, scratch) : trivium_kernels_avx512.representative(r, scratch);

@@ -30,17 +30,37 @@ static const float *packed_value(const trivium_problem *p, const trivium_keys *k
     return packed_key(p, k, p->key_variants, 0) + n * p->value_dim;
 }
 
-static void pack_serial(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+static void to_floats(float *to, const double *x, int n) {
+    for (int i = 0; i < n; i++) to[i] = (float)x[i];
+}
+
+static void make_key(float *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
     double x[256];
+    load_row(x, p, &k->key, n, rotation_row(&k->rotation[variant], n));
+    to_floats(to, x, p->key_dim);
+}
+static void make_value(float *to, const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    double x[256];
+    load_row(x, p, &k->value, n, NULL);
+    to_floats(to, x, p->value_dim);
+}
+
+// The packed row, or else one made in room.
+static const float *key_row(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n, float *room) {
+    if (k->packed) return packed_key(p, k, variant, n);
+    make_key(room, p, k, variant, n);
+    return room;
+}
+static const float *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n, float *room) {
+    if (k->packed) return packed_value(p, k, n);
+    make_value(room, p, k, n);
+    return room;
+}
+
+static void pack_serial(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     for (int64_t n = first; n < first + rows && !cancelled(p); n++) {
-        for (int v = 0; v < p->key_variants; v++) {
-            load_row(x, p, &k->key, n, rotation_row(&k->rotation[v], n));
-            float *to = (float *)packed_key(p, k, v, n);
-            for (int i = 0; i < p->key_dim; i++) to[i] = (float)x[i];
-        }
-        load_row(x, p, &k->value, n, NULL);
-        float *to = (float *)packed_value(p, k, n);
-        for (int i = 0; i < p->value_dim; i++) to[i] = (float)x[i];
+        for (int v = 0; v < p->key_variants; v++) make_key((float *)packed_key(p, k, v, n), p, k, v, n);
+        make_value((float *)packed_value(p, k, n), p, k, n);
     }
 }
 
@@ -64,7 +84,8 @@ static double score(const trivium_head *h, const scored_row *s, int64_t m, int64
     const trivium_band *b = p->band;
     while (b + 1 < p->band + p->bands && !in_band(b, m, n)) b++;
     const double *q = s->query + b->query * p->key_dim;
-    const float *k = packed_key(p, h->keys, b->key, n);
+    float row[256];
+    const float *k = key_row(p, h->keys, b->key, n, row);
     double sum = 0;
     for (int i = 0; i < p->key_dim; i++) sum += q[i] * k[i];
     sum *= p->scale;
@@ -111,7 +132,8 @@ static void attend_row(const trivium_attend *a, scored_row *s, int64_t row) {
     }
     for (int64_t i = 0; i < s->count; i++) {
         double weight = exp(s->score[i] - lse);
-        const float *v = packed_value(p, h->keys, s->key[i]);
+        float row[256];
+        const float *v = value_row(p, h->keys, s->key[i], row);
         for (int j = 0; j < p->value_dim; j++) out[j] += weight * v[j];
     }
     if (a->partial) {
@@ -124,9 +146,10 @@ static void attend_row(const trivium_attend *a, scored_row *s, int64_t row) {
     if (a->lse) a->lse[row] = (float)lse;
 }
 
-static void attend_serial(const trivium_attend *a, void *scratch) {
+static void attend_serial(const trivium_attend *a, int32_t count, void *scratch) {
     scored_row s = scored_row_in(scratch, a->head->problem, a->head->keys->key.rows);
-    for (int64_t r = a->row; r < a->row + a->rows && !cancelled(a->head->problem); r++) attend_row(a, &s, r);
+    for (; count > 0; count--, a++)
+        for (int64_t r = a->row; r < a->row + a->rows && !cancelled(a->head->problem); r++) attend_row(a, &s, r);
 }
 
 static void representative_serial(const trivium_representative *r, void *scratch) {

@@ -56,7 +56,19 @@ func (s *session) prepare(ctx context.Context) error {
 	if err := s.rotate(ctx, variants); err != nil {
 		return err
 	}
-	return s.pack(ctx)
+	return s.pack(ctx, func(sequence int) bool { return !s.few(sequence) })
+}
+
+// few says whether a sequence, as in decoding, has so few rows that packing all
+// of its keys would cost more than attending to them.
+func (s *session) few(sequence int) bool {
+	q := &s.request.Sequences[sequence]
+	return len(q.Query)/len(q.Key)*q.Query[0].Rows <= splitRows
+}
+
+// packAll packs what Prepare left, for operations that need it.
+func (s *session) packAll(ctx context.Context) error {
+	return s.pack(ctx, func(sequence int) bool { return s.keys[sequence][0].packed == nil })
 }
 
 // describe fills problem, keys and heads, all but rotations and packed keys.
@@ -118,12 +130,16 @@ func (s *session) describeSequence(q *hardware.Sequence) error {
 	return nil
 }
 
-// pack gives the kernels the keys and values in their own layout.
-func (s *session) pack(ctx context.Context) error {
+// pack gives the kernels the keys and values of some sequences in their own
+// layout.
+func (s *session) pack(ctx context.Context, wanted func(sequence int) bool) error {
 	const chunk = 4 * C.TRIVIUM_PACK_ROWS
 	type part struct{ keys, head, row int }
 	var parts []part
 	for i, keys := range s.keys {
+		if !wanted(i) {
+			continue
+		}
 		for h := range keys {
 			rows := int(keys[h].key.rows)
 			packed, err := s.memory.alloc(C.trivium_pack_bytes(s.kernels, s.problem, keys[h].key.rows))
@@ -136,11 +152,17 @@ func (s *session) pack(ctx context.Context) error {
 			}
 		}
 	}
-	return forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
+	err := forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
 		k := &s.keys[parts[i].keys][parts[i].head]
 		rows := min(chunk, int(k.key.rows)-parts[i].row)
 		C.trivium_pack(s.kernels, s.problem, k, C.int64_t(parts[i].row), C.int64_t(rows))
 	})
+	if err != nil { // what is half packed is not packed
+		for _, p := range parts {
+			s.keys[p.keys][p.head].packed = nil
+		}
+	}
+	return err
 }
 
 // workers makes scratch for the threads that will work on n items and says how

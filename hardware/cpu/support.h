@@ -31,7 +31,7 @@ static inline int trivium_supported(const trivium_kernels *k) { return k->suppor
 static inline size_t trivium_pack_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t rows) { return k->pack_bytes(p, rows); }
 static inline size_t trivium_scratch_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t keys) { return k->scratch_bytes(p, keys); }
 static inline void trivium_pack(const trivium_kernels *k, const trivium_problem *p, const trivium_keys *keys, int64_t first, int64_t rows) { k->pack(p, keys, first, rows); }
-static inline void trivium_run_attend(const trivium_kernels *k, const trivium_attend *a, void *scratch) { k->attend(a, scratch); }
+static inline void trivium_run_attend(const trivium_kernels *k, const trivium_attend *a, int32_t count, void *scratch) { k->attend(a, count, scratch); }
 static inline void trivium_run_representative(const trivium_kernels *k, const trivium_representative *r, void *scratch) { k->representative(r, scratch); }
 static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
 static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }

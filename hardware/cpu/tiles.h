@@ -25,13 +25,16 @@ enum {
 
 // The query rows that are being worked on, and one tile of their scores.
 typedef struct {
-    const trivium_head *head;
+    const trivium_head *head; // of row 0; the others differ in nothing but queries
     const trivium_problem *problem;
+    const trivium_keys *keys; // where packed keys are: key n is number n - base there
+    int64_t base;
     int rows, query_stride;
     query_t *query;           // [query_variants, TILE, query_stride]
     weight_t *weight;         // [TILE, TILE] exponentials of the scores, for the product with values
     float unit;               // what scores are to be multiplied with to be in log2; positive
     float *score, *other;     // [TILE, TILE]
+    const trivium_head *from_head[TILE];
     int64_t row[TILE], position[TILE]; // rising
     int from, to;             // the rows of the pass that score, weight and limit are about
     int limit[STRIPS];        // keys of the tile that some row of the strip sees, a multiple of KEY_STEP
@@ -47,6 +50,8 @@ static float *start_tile(tile_rows *t, const trivium_head *h, float *scratch) {
     const trivium_problem *p = h->problem;
     t->head = h;
     t->problem = p;
+    t->keys = h->keys;
+    t->base = 0;
     t->rows = 0;
     t->query_stride = query_stride(p);
     t->score = scratch;
@@ -59,9 +64,10 @@ static float *start_tile(tile_rows *t, const trivium_head *h, float *scratch) {
     return scratch + tile_floats(p);
 }
 
-static void add_row(tile_rows *t, int64_t row) {
+static void add_row(tile_rows *t, const trivium_head *h, int64_t row) {
+    t->from_head[t->rows] = h;
     t->row[t->rows] = row;
-    t->position[t->rows++] = t->head->offset + row;
+    t->position[t->rows++] = h->offset + row;
 }
 
 static const query_t *query_variant(tile_rows *t, int variant) {
@@ -73,8 +79,8 @@ static const query_t *query_variant(tile_rows *t, int variant) {
     if (SCALED_QUERY) scale = p->softcap ? p->scale / p->softcap : p->scale * LOG2_E;
     _Alignas(64) float x[256] = {0};
     for (int r = 0; r < t->rows; r++) {
-        load_floats(x, &t->head->query, t->row[r]);
-        rotate_floats(x, p, &t->head->rotation[variant], t->row[r]);
+        load_floats(x, &t->from_head[r]->query, t->row[r]);
+        rotate_floats(x, p, &t->from_head[r]->rotation[variant], t->row[r]);
         store_query(query + r * t->query_stride, x, t->query_stride, scale);
     }
     return query;
@@ -93,7 +99,7 @@ static void set_limits(tile_rows *t, int64_t k0, int keys) {
 
 static void multiply_keys(tile_rows *t, const trivium_band *band, int64_t k0, int keys, float *score) {
     const query_t *query = query_variant(t, band->query) + (long)t->from * t->query_stride;
-    multiply_scores(query, t->query_stride, t->to - t->from, t->limit, t->problem, t->head->keys, band->key, k0, keys, score);
+    multiply_scores(query, t->query_stride, t->to - t->from, t->limit, t->problem, t->keys, band->key, k0 - t->base, keys, score);
 }
 
 // The keys at which a row at position m is in the band: [*first, *last).
@@ -197,6 +203,8 @@ typedef struct {
     tile_rows tile;
     float *out;               // [TILE, 16 value panels] not yet divided
     float *sum;               // [TILE, LANES]
+    float *chunk;             // keys of one tile, packed
+    trivium_rotation chunk_rotation[256];
     float top[TILE];          // maximum of the scores so far
     int out_stride;
 } attention;
@@ -242,7 +250,7 @@ static void weigh_row(attention *a, int r, key_tile next) {
     tile_rows *t = &a->tile;
     int limit = limit_of(t, r);
     float *score = score_row(t, r), *sums = a->sum + r * LANES, *out = a->out + (long)r * a->out_stride;
-    if (next.keys) prefetch_tile(t->problem, t->head->keys, next.k0, next.keys, r, t->rows);
+    if (next.keys && t->head->keys->packed) prefetch_tile(t->problem, t->head->keys, next.k0, next.keys, r, t->rows);
     if (!limit) return;
     vf top = row_maximum(score, limit);
     if (vf_any_above(top, vf_set1(a->top[r]))) {
@@ -256,12 +264,34 @@ static void weigh_row(attention *a, int r, key_tile next) {
     vf_store(sums, vf_add(vf_load(sums), sum));
 }
 
+// Packs the keys of a tile by themselves, for rows too few to pack all keys for.
+static void pack_tile(attention *a, trivium_keys *chunk, key_tile k) {
+    tile_rows *t = &a->tile;
+    const trivium_problem *p = t->problem;
+    trivium_rotation *rotation = a->chunk_rotation;
+    *chunk = *t->head->keys;
+    for (int v = 0; v < p->key_variants; v++) {
+        rotation[v] = chunk->rotation[v];
+        if (rotation[v].table) rotation[v].table += k.k0 * rotation[v].step;
+    }
+    chunk->rotation = rotation;
+    chunk->packed = a->chunk;
+    chunk->key.data = (char *)chunk->key.data + k.k0 * chunk->key.stride * dtype_bytes(chunk->key.dtype);
+    chunk->value.data = (char *)chunk->value.data + k.k0 * chunk->value.stride * dtype_bytes(chunk->value.dtype);
+    chunk->key.rows = chunk->value.rows = k.keys;
+    pack_chunk(p, chunk, 0, k.keys);
+    t->keys = chunk;
+    t->base = k.k0;
+}
+
 static void attend_tile(attention *a, key_tile k, key_tile next) {
     tile_rows *t = &a->tile;
+    trivium_keys chunk;
+    if (!t->head->keys->packed) pack_tile(a, &chunk, k);
     for (int from = 0; from < t->rows; from += PASS_ROWS) {
         score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
         for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
-        multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->head->keys, k.k0, a->out + (long)from * a->out_stride,
+        multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
                         a->out_stride);
     }
 }
@@ -291,26 +321,26 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
     if (c->lse) c->lse[row] = lse;
 }
 
-static void NAME(attend)(const trivium_attend *c, void *scratch) {
+static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) {
     attention a;
     BEGIN_PRODUCTS();
     const trivium_problem *p = c->head->problem;
     a.out = start_tile(&a.tile, c->head, scratch);
     a.out_stride = value_panels(p) * PANEL;
     a.sum = a.out + TILE * a.out_stride;
-    for (int64_t r = 0; r < c->rows; r++) {
-        add_row(&a.tile, c->row + r);
-        a.top[r] = -INFINITY;
-    }
-    memset(a.out, 0, sizeof(float) * c->rows * a.out_stride);
-    memset(a.sum, 0, sizeof(float) * c->rows * LANES);
+    a.chunk = a.sum + TILE * LANES;
+    for (int64_t r = 0; r < c->rows; r++)
+        for (int i = 0; i < count; i++) add_row(&a.tile, c[i].head, c->row + r);
+    for (int r = 0; r < a.tile.rows; r++) a.top[r] = -INFINITY;
+    memset(a.out, 0, sizeof(float) * a.tile.rows * a.out_stride);
+    memset(a.sum, 0, sizeof(float) * a.tile.rows * LANES);
     key_tiles tiles = first_tiles(c, &a.tile);
     for (key_tile k = next_tile(&tiles), next; k.keys && !cancelled(p); k = next) {
         next = next_tile(&tiles);
         attend_tile(&a, k, next);
     }
     END_PRODUCTS();
-    for (int r = 0; r < a.tile.rows; r++) finish_row(c, &a, r);
+    for (int r = 0; r < a.tile.rows; r++) finish_row(&c[r % count], &a, r);
 }
 
 // --- representative rows ---
@@ -361,7 +391,7 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
     float top[TRIVIUM_REPRESENTATIVE_ROWS];
     _Alignas(64) float sum[TRIVIUM_REPRESENTATIVE_ROWS * LANES] = {0};
     for (int r = 0; r < c->rows; r++) {
-        add_row(&t, c->row + r);
+        add_row(&t, c->head, c->row + r);
         top[r] = -INFINITY;
         memset(exponential + r * stride, 0, sizeof(float) * MARGIN);
     }
@@ -428,7 +458,7 @@ static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
     int64_t all = c->head->keys->key.rows, blocks = (all + c->block_size - 1) / c->block_size;
     float *tops = start_tile(&t, c->head, scratch); // [blocks, TILE]
     for (int64_t i = 0; i < c->rows; i++) {
-        add_row(&t, c->row[i]);
+        add_row(&t, c->head, c->row[i]);
         memset(c->mass + c->place[i] * blocks, 0, sizeof(float) * blocks);
     }
     for (int64_t i = 0; i < blocks * TILE; i++) tops[i] = -INFINITY;
@@ -457,7 +487,7 @@ static void NAME(row_mass)(const trivium_row_mass *c, void *scratch) {
 }
 
 static size_t NAME(scratch_bytes)(const trivium_problem *p, int64_t keys) {
-    int64_t attend = (int64_t)TILE * (value_panels(p) * PANEL + LANES);
+    int64_t attend = (int64_t)TILE * (value_panels(p) * PANEL + LANES) + (int64_t)NAME(pack_bytes)(p, TILE) / 4 + 16;
     int64_t mass = (keys + 15) / 16 * TILE;
     return sizeof(float) * (size_t)(tile_floats(p) + max_i64(attend, max_i64(mass, representative_floats(keys))));
 }

@@ -58,7 +58,8 @@ typedef struct {
 typedef struct {
     trivium_matrix key, value;
     const trivium_rotation *rotation; // [key_variants]
-    void *packed;                     // of pack_bytes, 64-byte aligned; written by pack alone
+    void *packed;                     // of pack_bytes, 64-byte aligned; written by pack alone; NULL: attend
+                                      // packs what it looks at as it goes, which is for few rows
 } trivium_keys;
 
 // One query head. Row r is at position offset + r.
@@ -138,7 +139,9 @@ typedef struct trivium_kernels {
     void (*pack)(const trivium_problem *, const trivium_keys *, int64_t first, int64_t rows);
     // Scratch for any operation; keys: the most rows of any trivium_keys.
     size_t (*scratch_bytes)(const trivium_problem *, int64_t keys);
-    void (*attend)(const trivium_attend *, void *scratch);
+    // Several calls at once share keys, rows and blocks, and have no more than
+    // TRIVIUM_QUERY_ROWS rows in all: the heads of a group.
+    void (*attend)(const trivium_attend *, int32_t count, void *scratch);
     void (*representative)(const trivium_representative *, void *scratch);
     void (*row_mass)(const trivium_row_mass *, void *scratch);
     void (*pool)(const trivium_pool *);
