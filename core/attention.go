@@ -100,6 +100,7 @@ type Report struct {
 type Times struct {
 	Select    float64 `json:"select_ms"`
 	Attend    float64 `json:"attend_ms"`
+	Measure   float64 `json:"measure_ms"` // of coverage, on the probe rows
 	Transport float64 `json:"transport_ms"`
 	Copy      float64 `json:"copy_ms"`
 }

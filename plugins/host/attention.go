@@ -127,7 +127,7 @@ func (c *call) request(ctx context.Context, req *core.AttentionRequest) (*pb.Att
 func (c *call) report(r *core.Report, began time.Time) {
 	r.Plugin = c.service.plugin
 	r.Times.Copy = milliseconds(c.copyTime)
-	r.Times.Transport = max(0, milliseconds(time.Since(began))-r.Times.Copy-r.Times.Select-r.Times.Attend)
+	r.Times.Transport = max(0, milliseconds(time.Since(began))-r.Times.Copy-r.Times.Select-r.Times.Attend-r.Times.Measure)
 	if c.copied > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("copied %d bytes: %s not in shared memory", c.copied, strings.Join(c.copiedFrom, ", ")))
 	}

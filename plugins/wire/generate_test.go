@@ -104,7 +104,7 @@ var reports = rapid.Custom(func(t *rapid.T) core.Report {
 	return core.Report{
 		Strategy: texts.Draw(t, "strategy"), Position: texts.Draw(t, "position"), Backend: texts.Draw(t, "backend"),
 		Threads: counts.Draw(t, "threads"), Density: numbers.Draw(t, "density"), Coverage: optional.Draw(t, "coverage"),
-		Times: core.Times{Select: numbers.Draw(t, "select"), Attend: numbers.Draw(t, "attend")},
+		Times: core.Times{Select: numbers.Draw(t, "select"), Attend: numbers.Draw(t, "attend"), Measure: numbers.Draw(t, "measure")},
 		Heads: list(heads).Draw(t, "heads"), Notes: list(texts).Draw(t, "notes"),
 	}
 })

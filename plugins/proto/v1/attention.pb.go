@@ -792,6 +792,7 @@ type Times struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SelectMs      float64                `protobuf:"fixed64,1,opt,name=select_ms,json=selectMs,proto3" json:"select_ms,omitempty"`
 	AttendMs      float64                `protobuf:"fixed64,2,opt,name=attend_ms,json=attendMs,proto3" json:"attend_ms,omitempty"`
+	MeasureMs     float64                `protobuf:"fixed64,3,opt,name=measure_ms,json=measureMs,proto3" json:"measure_ms,omitempty"` // of coverage, on the probe rows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -836,6 +837,13 @@ func (x *Times) GetSelectMs() float64 {
 func (x *Times) GetAttendMs() float64 {
 	if x != nil {
 		return x.AttendMs
+	}
+	return 0
+}
+
+func (x *Times) GetMeasureMs() float64 {
+	if x != nil {
+		return x.MeasureMs
 	}
 	return 0
 }
@@ -1045,10 +1053,12 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\x05times\x18\a \x01(\v2\x11.trivium.v1.TimesR\x05times\x12,\n" +
 	"\x05heads\x18\b \x03(\v2\x16.trivium.v1.HeadReportR\x05heads\x12\x14\n" +
 	"\x05notes\x18\t \x03(\tR\x05notesB\v\n" +
-	"\t_coverage\"A\n" +
+	"\t_coverage\"`\n" +
 	"\x05Times\x12\x1b\n" +
 	"\tselect_ms\x18\x01 \x01(\x01R\bselectMs\x12\x1b\n" +
-	"\tattend_ms\x18\x02 \x01(\x01R\battendMs\"\x8e\x03\n" +
+	"\tattend_ms\x18\x02 \x01(\x01R\battendMs\x12\x1d\n" +
+	"\n" +
+	"measure_ms\x18\x03 \x01(\x01R\tmeasureMs\"\x8e\x03\n" +
 	"\n" +
 	"HeadReport\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12\x12\n" +

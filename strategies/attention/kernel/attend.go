@@ -25,9 +25,11 @@ func (c *Call) attend(ctx context.Context, selection *core.Selection) (*core.Att
 	attended := time.Since(start) + c.prepared
 	response := &core.AttentionResponse{Report: c.report(selection)}
 	response.Report.Times.Attend = milliseconds(attended)
+	start = time.Now()
 	if err := c.measure(ctx, &response.Report, selection.Mask == nil); err != nil {
 		return nil, err
 	}
+	response.Report.Times.Measure = milliseconds(time.Since(start))
 	if c.Request.WantMask {
 		response.Mask = selection.Mask
 	}

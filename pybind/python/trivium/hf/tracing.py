@@ -27,7 +27,7 @@ class Call:
     layer: int
     q_len: int
     k_len: int
-    seconds: float  # wall clock of the whole call, copies included
+    seconds: float  # wall clock of the call, copies included, measuring coverage not
     report: Report
 
     @property
@@ -58,7 +58,7 @@ class Trace:
         """Record one call."""
         if report.mask is not None:
             self.masks[layer] = report.mask
-        self.calls.append(Call(layer, q_len, k_len, seconds, report))
+        self.calls.append(Call(layer, q_len, k_len, seconds - report.times.measure_ms / 1e3, report))
 
     def wants_mask(self, layer: int, decode: bool) -> bool:
         """Whether the blocks that this call keeps are to be remembered."""
@@ -73,6 +73,11 @@ class Trace:
     def seconds(self) -> float:
         """Wall-clock time spent in attention."""
         return sum(call.seconds for call in self.calls)
+
+    @property
+    def measuring(self) -> float:
+        """Wall-clock time that went into measuring coverage."""
+        return sum(call.report.times.measure_ms for call in self.calls) / 1e3
 
     @property
     def density(self) -> float | None:
