@@ -45,6 +45,12 @@ func (e Extent) Map(start, length int64) (*Mapping, error) {
 	return &Mapping{bytes: pages[slack:], pages: pages}, nil
 }
 
+// WillNeed asks the system to have length bytes from start of the extent in the
+// page cache soon. It is advice: nothing is promised and nothing can fail.
+func (e Extent) WillNeed(start, length int64) {
+	_ = unix.Fadvise(int(e.File.Fd()), e.Offset+start, length, unix.FADV_WILLNEED)
+}
+
 // Bytes is the mapped memory, valid until Close.
 func (m *Mapping) Bytes() []byte { return m.bytes }
 

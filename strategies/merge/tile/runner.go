@@ -6,6 +6,7 @@ package tile
 
 import (
 	"context"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/trivium-ml/trivium/core"
@@ -61,6 +62,9 @@ func (r *Runner) run(ctx context.Context, id string, req *core.MergeRequest, mer
 		jobs = append(jobs, tiles(i, length(req.Tensors[i].Shape))...)
 	}
 	err := each(ctx, req.Threads, len(jobs), func(i int) error {
+		if next := i + runtime.GOMAXPROCS(0); next < len(jobs) {
+			b.willNeed(jobs[next])
+		}
 		if t := &req.Tensors[jobs[i].tensor]; copied(t) {
 			return b.copy(jobs[i])
 		}
@@ -70,6 +74,15 @@ func (r *Runner) run(ctx context.Context, id string, req *core.MergeRequest, mer
 		return nil, err
 	}
 	return b.response(), nil
+}
+
+// willNeed starts to read a tile of the sources that will be mapped soon: page
+// faults would read it piece by piece and wait for each.
+func (b *batch) willNeed(j job) {
+	for _, in := range b.req.Tensors[j.tensor].Inputs {
+		size := in.Dtype.Size()
+		in.Extent.WillNeed(j.start*size, j.count*size)
+	}
 }
 
 func tiles(tensor int, n int64) []job {
