@@ -147,4 +147,5 @@ def merge(
     result = _bridge.run("merge", request, timeout, progress=progress)
     if progress is not None:
         progress(result["bytes_written"], result["bytes_written"])
-    return MergeReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in result.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in result.items()}
+    return MergeReport(**fields)

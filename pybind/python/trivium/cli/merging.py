@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 from rich.table import Table
 from typer.core import TyperGroup
@@ -21,7 +20,7 @@ DEFAULT = "checkpoints"
 class _Group(TyperGroup):
     """Subcommands, and a merge when the first word is none of them."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
@@ -198,7 +197,7 @@ def sweep_command(
             overwrite=overwrite, resume=resume, durable=durable, progress=progress,
         )  # fmt: skip
     if plot:
-        result.plot().figure.savefig(plot, dpi=150, bbox_inches="tight")
+        _save(result.plot(), plot)
     if output is Output.json:
         print_json({"rows": result.to_rows(), "bytes_read": result.bytes_read, "seconds": result.seconds})
         return
@@ -208,6 +207,10 @@ def sweep_command(
         table.add_row(c.name, loss, _span(c.gain), _span(c.behind))
     out.print(table)
     out.print(f"{result.bytes_read / 1e6:,.1f} MB read and {result.bytes_written / 1e6:,.1f} MB written in {result.seconds:.1f} s")
+
+
+def _save(ax: Any, path: Path) -> None:
+    ax.figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def _span(x: Optional[tuple[float, float, float]]) -> str:
@@ -321,7 +324,7 @@ def similarity_command(
     """Compare checkpoints pairwise, layer by layer."""
     found = trivium.similarity(trivium.series(*roots, n=n, interval=interval, end=end, pattern=pattern))
     if plot:
-        found.plot().figure.savefig(plot, dpi=150, bbox_inches="tight")
+        _save(found.plot(), plot)
     if output is Output.json:
         print_json({
             "steps": found.steps, "cosine": found.cosine(), "centred": found.cosine(centred=True), "distance": found.distance(),

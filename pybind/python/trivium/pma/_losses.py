@@ -58,7 +58,8 @@ class Losses:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(self._device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = model.to(self._device).eval()
         tokens = torch.from_numpy(self._sequences(path))
         losses = []
         with torch.inference_mode():

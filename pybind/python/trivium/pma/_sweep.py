@@ -121,8 +121,8 @@ class Sweep:
         for label, line in lines.items():
             points = sorted((c.n, c.loss) for c in line if c.loss is not None)
             ax.plot([n for n, _ in points], [loss for _, loss in points], marker="o", label=label)
-        for shade, c in enumerate(r for r in self.references if r.loss is not None):
-            ax.axhline(c.loss, linestyle="--", linewidth=1, color=str(0.2 + 0.6 * shade / len(self.references)), label=c.name)
+        for shade, c in enumerate(r for r in self.references if r.losses is not None):
+            ax.axhline(float(c.loss or 0), linestyle="--", linewidth=1, color=str(0.2 + 0.6 * shade / len(self.references)), label=c.name)
         ax.set_xlabel("N, checkpoints merged")
         ax.set_ylabel("loss, nats a token")
         ax.legend(fontsize="small")
