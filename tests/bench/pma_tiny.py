@@ -41,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--expect", type=Path, help="README with the table to compare with")
+    parser.add_argument("--individuals", action="store_true", help="evaluate each checkpoint alone too")
     parser.add_argument("--limit", type=int, help="sequences to use; all by default")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     losses = Losses(load_file(args.folder / "eval.safetensors")["tokens"], limit=args.limit, batch=32)
     annealed = {p.name: str(p) for p in sorted(args.folder.glob("annealed-*"))}
     begin = time.perf_counter()
-    sweep = trivium.sweep(args.folder, n=SIZES, interval=[200], method=METHODS, evaluate=losses, references=annealed, individuals=True)
+    sweep = trivium.sweep(args.folder, n=SIZES, interval=[200], method=METHODS, evaluate=losses, references=annealed, individuals=args.individuals)
     rows = sweep.to_rows()
     names = {"last": f"step-{sweep.sources[-1].step:05d}", **{f"step {c.step}": f"step-{c.step:05d}" for c in sweep.sources}}
     got = {names.get(row["name"], row["name"]): row["loss"] for row in rows}

@@ -66,8 +66,8 @@ class Losses:
             for first in range(0, len(tokens), self._batch):
                 part = tokens[first : first + self._batch].to(self._device)
                 logits = model(part[:, :-1], use_cache=False).logits.float()
-                each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
-                losses.append(each.double().mean(1).cpu())
+                each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+                losses.append(each.view(len(part), -1).double().mean(1).cpu())
         return np.asarray(torch.cat(losses).numpy())
 
     def _sequences(self, path: str) -> npt.NDArray[np.int64]:
