@@ -93,9 +93,8 @@ def arm_rows(result: Result) -> list[tuple[Any, ...]]:
 
 
 def _short(answer: str) -> str:
-    """The start of an answer: enough for five digits and what came instead of them."""
-    first = answer.splitlines()[0] if answer else ""
-    return first if len(first) <= 8 else f"{first[:7]}…"
+    """The start of an answer: as long as a key is."""
+    return answer.splitlines()[0][:5] if answer else ""
 
 
 def _masks(trace: Trace) -> str:
