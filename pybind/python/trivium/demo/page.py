@@ -50,8 +50,8 @@ def render(result: Result, trace: Trace) -> str:
         f"that hides the pass key {escape(result.key)} at token {result.key_at:,}.</p>",
         "<h2>Attention</h2>",
         table(ARM_COLUMNS, arm_rows(result)),
-        f"<p>Times are wall clock: of the whole prefill, and of attention (attn) in it. Density is the share of causal "
-        f"tiles that are computed, coverage the attention mass they hold; ppl is the perplexity of the last tokens "
+        f"<p>Times are wall clock: of the whole prefill, and of attention (attn) in it. Density (dens) is the share of causal "
+        f"tiles that are computed, coverage (cover) the attention mass they hold; ppl is the perplexity of the last tokens "
         f"of the book, ΔNLL its logarithm less that of the first arm.</p>",
         *(f'<p class="note">{escape(note)}</p>' for note in result.notes),
         "<h2>What FlexPrefill keeps</h2>",
@@ -71,7 +71,7 @@ def render(result: Result, trace: Trace) -> str:
     return f"{head}<body>{''.join(parts)}</body></html>\n"
 
 
-ARM_COLUMNS = ("arm", "prefill", "attn", "density", "coverage", "ppl", "ΔNLL", "answer")
+ARM_COLUMNS = ("arm", "prefill", "attn", "dens", "cover", "ppl", "ΔNLL", "answer")
 
 
 def arm_rows(result: Result) -> list[tuple[Any, ...]]:
