@@ -40,13 +40,25 @@ func ReadManifest(path string) (*Manifest, error) {
 	}
 	m := &Manifest{}
 	if err := json.Unmarshal(text, m); err != nil {
-		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err).WithHint(reinstall)
+		return nil, refusedManifest(path, err)
 	}
 	if err := m.check(); err != nil {
-		return nil, core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %w", path, err).WithHint(reinstall)
+		return nil, refusedManifest(path, err)
 	}
 	m.path = filepath.Join(filepath.Dir(path), m.File)
 	return m, nil
+}
+
+// refusedManifest keeps the hint of the cause, if it has one.
+func refusedManifest(path string, cause error) error {
+	why := core.AsError(cause)
+	hint := reinstall
+	if why.Hint != "" {
+		hint = why.Hint
+	}
+	e := core.Errorf(core.ErrPluginRefused, "plugin manifest %s: %s", path, why.Message).WithHint("%s", hint)
+	e.Cause = cause
+	return e
 }
 
 func (m *Manifest) check() error {

@@ -3,6 +3,7 @@ package roundtrip
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -213,7 +214,7 @@ func floats(t *testing.T, req *core.AttentionRequest) []float32 {
 func TestWedged(t *testing.T) {
 	h, engine := start(t, host.Options{CancelGrace: 200 * time.Millisecond})
 	works(t, h, engine)
-	syscall.Kill(pid(h, core.Attention), syscall.SIGSTOP)
+	stop(t, pid(h, core.Attention))
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	began := time.Now()
@@ -224,6 +225,26 @@ func TestWedged(t *testing.T) {
 		t.Errorf("took %v", took)
 	}
 	works(t, h, engine)
+}
+
+// stop stops a process and returns when it has stopped, which takes a moment.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The state is the field after the name, which is in parentheses.
+		if _, rest, _ := strings.Cut(string(status), ") "); strings.HasPrefix(rest, "T") {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the process did not stop")
 }
 
 // TestKills kills the process during calls of several goroutines: every call
