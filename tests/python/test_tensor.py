@@ -29,6 +29,7 @@ def memory():
 
 @pytest.fixture(autouse=True)
 def no_memory_is_left():
+    gc.collect()  # what earlier tests left in cycles
     before = memory()
     yield
     if memory() != before:
