@@ -112,19 +112,19 @@ func checkpoints(t *testing.T, n int, spoil func(k int, name string, data []byte
 			t.Fatal(err)
 		}
 		for _, tensor := range w.Tensors() {
-			m, err := tensor.Map(true)
+			m, err := tensor.Extent(true).Map(0, tensor.Size)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for i := range len(m.Data) / 4 {
+			for i := range len(m.Bytes()) / 4 {
 				bits := math.Float32bits(value(k, i))
 				if tensor.Dtype == checkpoint.I32 {
 					bits = uint32(1000*k + i)
 				}
-				binary.LittleEndian.PutUint32(m.Data[4*i:], bits)
+				binary.LittleEndian.PutUint32(m.Bytes()[4*i:], bits)
 			}
 			if spoil != nil {
-				spoil(k, tensor.Name, m.Data)
+				spoil(k, tensor.Name, m.Bytes())
 			}
 			m.Close()
 			if err := w.Done(tensor); err != nil {
@@ -189,16 +189,16 @@ func TestMergeWritesTheMean(t *testing.T) {
 	}
 	defer merged.Close()
 	for _, tensor := range merged.Tensors {
-		m, err := tensor.Map(false)
+		m, err := tensor.Extent(false).Map(0, tensor.Size)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range len(m.Data) / 4 {
+		for i := range len(m.Bytes()) / 4 {
 			want := math.Float32bits(value(1, i))
 			if tensor.Dtype == checkpoint.I32 {
 				want = uint32(2000 + i)
 			}
-			if got := binary.LittleEndian.Uint32(m.Data[4*i:]); got != want {
+			if got := binary.LittleEndian.Uint32(m.Bytes()[4*i:]); got != want {
 				t.Fatalf("%s, element %d: bits %#x, want %#x", tensor.Name, i, got, want)
 			}
 		}

@@ -27,11 +27,11 @@ var smallModel = []Spec{
 // fill writes bytes that depend on the name and the seed only.
 func fill(t testing.TB, tensor *Tensor, seed uint64) {
 	t.Helper()
-	m, err := tensor.Map(true)
+	m, err := tensor.Extent(true).Map(0, tensor.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(m.Data, content(tensor.Name, seed, tensor.Size))
+	copy(m.Bytes(), content(tensor.Name, seed, tensor.Size))
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -70,11 +70,11 @@ func runChild(text string) error {
 		if w.Completed(t.Name) {
 			continue
 		}
-		m, err := t.Map(true)
+		m, err := t.Extent(true).Map(0, t.Size)
 		if err != nil {
 			return err
 		}
-		copy(m.Data, content(t.Name, c.Seed, t.Size))
+		copy(m.Bytes(), content(t.Name, c.Seed, t.Size))
 		m.Close()
 		if err := w.Done(t); err != nil {
 			return err

@@ -2,10 +2,7 @@ package checkpoint
 
 import (
 	"errors"
-	"fmt"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // File is one open safetensors file. It is safe for concurrent reading; Close
@@ -77,39 +74,3 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, o
 
 // Close closes the descriptor. Mappings stay valid.
 func (f *File) Close() error { return f.f.Close() }
-
-// Mapping is a tensor's bytes in the page cache. Touching it after the file has
-// been cut short by someone else is a fault of the process: map only where that
-// may happen safely, and use ReadAt elsewhere.
-type Mapping struct {
-	Data  []byte
-	pages []byte
-}
-
-// Map maps the tensor, for writing too if writable. The caller owns the mapping
-// and releases it with Close; it outlives the file's Close.
-func (t *Tensor) Map(writable bool) (*Mapping, error) {
-	if t.Size == 0 {
-		return &Mapping{}, nil
-	}
-	prot := unix.PROT_READ
-	if writable {
-		prot |= unix.PROT_WRITE
-	}
-	skip := t.Offset % int64(os.Getpagesize())
-	pages, err := unix.Mmap(t.File.FD(), t.Offset-skip, int(t.Size+skip), prot, unix.MAP_SHARED)
-	if err != nil {
-		return nil, &Error{Op: "map", File: t.File.Path, Tensor: t.Name, Reason: fmt.Sprintf("%d bytes: %v", t.Size, err), Err: err}
-	}
-	return &Mapping{Data: pages[skip:], pages: pages}, nil
-}
-
-// Close releases the mapping; Data must not be used afterwards.
-func (m *Mapping) Close() error {
-	if m.pages == nil {
-		return nil
-	}
-	pages := m.pages
-	m.Data, m.pages = nil, nil
-	return unix.Munmap(pages)
-}

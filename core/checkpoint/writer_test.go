@@ -40,12 +40,12 @@ func checkTensor(t *testing.T, f *Folder, spec Spec, seed uint64) {
 	if !ok || tensor.Dtype != spec.Dtype || !slices.Equal(tensor.Shape, spec.Shape) {
 		t.Fatalf("%s: got %+v, want %+v", spec.Name, tensor, spec)
 	}
-	m, err := tensor.Map(false)
+	m, err := tensor.Extent(false).Map(0, tensor.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	if string(m.Data) != string(content(spec.Name, seed, tensor.Size)) {
+	if string(m.Bytes()) != string(content(spec.Name, seed, tensor.Size)) {
 		t.Errorf("%s has other bytes than were written", spec.Name)
 	}
 }

@@ -23,7 +23,8 @@ type Mapping struct {
 }
 
 // Map maps length bytes from start of the extent, shared with the page cache.
-// The caller calls Close.
+// The caller calls Close. Touching memory of a file that somebody has cut short
+// is a fault of the process: map only where that may happen safely.
 func (e Extent) Map(start, length int64) (*Mapping, error) {
 	if start < 0 || length < 0 || start > e.Size || length > e.Size-start {
 		return nil, fmt.Errorf("bytes [%d, %d) of an extent of %d", start, start+length, e.Size)
