@@ -106,6 +106,46 @@ type Backend interface {
 	// or float64 when wide, in source order, rounded once to the nearest even.
 	// It returns the number of non-finite elements of each source.
 	WeightedSum(ctx context.Context, out, in []Vector, weights [][]float64, wide bool, threads int) ([]int64, error)
+	// Products adds the inner products of d, in float64, to product: [In, In],
+	// row-major. It runs on the calling thread, as do the two below, and gives
+	// the number of non-finite elements of each source and then of the base.
+	Products(ctx context.Context, d Differences, product []float64) ([]int64, error)
+	// Magnitudes adds to the counts of each walk.
+	Magnitudes(ctx context.Context, d Differences, walks []Walk) ([]int64, error)
+	// Sparse writes what s makes of d, which has a base, rounded once.
+	Sparse(ctx context.Context, out Vector, d Differences, s *SparseSum) ([]int64, error)
+}
+
+// Differences are checkpoints less a base, in float32; without one, the
+// checkpoints as they are.
+type Differences struct {
+	In   []Vector
+	Base *Vector
+}
+
+// Walk is a step of the search for a magnitude by its rank: of the magnitudes
+// of a source whose bits from Known up are those of Prefix, Counts tells how
+// many there are with each value of the bits from Shift to Known.
+type Walk struct {
+	Source int
+	Prefix uint32
+	Known  int     // 32: all
+	Shift  int     // below Known
+	Counts []int64 // 2^(Known-Shift)
+}
+
+// SparseSum is base + Scale * the sum of Factor*Weights[s]*d[s], without those
+// whose magnitude is not in [Low[s], High[s]) and those that a draw, seen with a
+// chance of Density, drops. Consensus drops those whose sign is not that of the
+// sum; Normalise then divides by the weights of what is left.
+type SparseSum struct {
+	Weights              []float64
+	Low, High            []float32
+	Factor, Scale        float64
+	Density              float64
+	Seed                 uint64
+	Element              int64 // the number of the first element, for drawing
+	Consensus, Normalise bool
 }
 
 // Session is a prepared attention call, for one goroutine at a time. A call

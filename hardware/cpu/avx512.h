@@ -31,11 +31,11 @@ VF vf vf_load_bf16(const uint16_t *p) {
 }
 VF vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 VF void vf_store_f16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
-// To the nearest even; NaN stays NaN. (vcvtneps2bf16 would flush subnormals.)
+// To the nearest even; NaN is 0x7fc0. (vcvtneps2bf16 would flush subnormals.)
 VF void vf_store_bf16(uint16_t *p, vf x) {
     __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    __m512i nan = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x8000)), _mm512_set1_epi32(0x7fc0));
+    __m512i nan = _mm512_set1_epi32(0x7fc0);
     up = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), up, nan);
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(up));
 }

@@ -39,11 +39,11 @@ VF vf vf_scale(vf y, vf x) {
 VF vf vf_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 VF vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 VF void vf_store_f16(uint16_t *p, vf x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
-// To the nearest even; NaN stays NaN.
+// To the nearest even; NaN is 0x7fc0.
 VF void vf_store_bf16(uint16_t *p, vf x) {
     uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
     uint32x4_t up = vshrq_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
-    uint32x4_t nan = vorrq_u32(vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(0x8000)), vdupq_n_u32(0x7fc0));
+    uint32x4_t nan = vdupq_n_u32(0x7fc0);
     vst1_u16(p, vmovn_u32(vbslq_u32(vceqq_f32(x, x), up, nan)));
 }
 VF void vf_transpose(vf r[4]) {

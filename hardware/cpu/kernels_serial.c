@@ -220,6 +220,79 @@ static void weighted_sum_serial(const trivium_sum *w, void *scratch) {
     }
 }
 
+// d[s][i] of the contract.
+static float difference(const trivium_differences *d, int source, int64_t i) {
+    float x = (float)load_number(d->in[source], d->in_dtype[source], i);
+    return d->based ? x - (float)load_number(d->in[d->sources], d->in_dtype[d->sources], i) : x;
+}
+
+static void count_serial(const trivium_differences *d) {
+    for (int s = 0; s < d->sources + d->based; s++)
+        for (int64_t i = d->first; i < d->first + d->count; i++) d->nonfinite[s] += !isfinite(load_number(d->in[s], d->in_dtype[s], i));
+}
+
+static void products_serial(const trivium_products *p, void *scratch) {
+    (void)scratch;
+    const trivium_differences *d = &p->of;
+    count_serial(d);
+    for (int s = 0; s < d->sources; s++)
+        for (int r = 0; r <= s; r++) {
+            double part[16] = {0}, sum = 0;
+            for (int64_t i = 0; i < d->count; i++) part[i % 16] += (double)difference(d, s, d->first + i) * (double)difference(d, r, d->first + i);
+            for (int l = 0; l < 16; l++) sum += part[l];
+            p->product[s * d->sources + r] += sum;
+        }
+}
+
+static void magnitudes_serial(const trivium_magnitudes *m, void *scratch) {
+    (void)scratch;
+    const trivium_differences *d = &m->of;
+    count_serial(d);
+    for (int w = 0; w < m->walks; w++) {
+        const trivium_walk *walk = &m->walk[w];
+        for (int64_t i = d->first; i < d->first + d->count; i++) {
+            float size = fabsf(difference(d, walk->source, i));
+            uint32_t bits;
+            memcpy(&bits, &size, sizeof bits);
+            if (isnan(size)) bits = 0x7fc00000;
+            if ((uint64_t)bits >> walk->known == (uint64_t)walk->prefix >> walk->known)
+                walk->counts[bits >> walk->shift & ((1u << (walk->known - walk->shift)) - 1)]++;
+        }
+    }
+}
+
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+// The difference, or 0 where it is dropped.
+static double kept_of(const trivium_sparse *p, int s, int64_t i) {
+    double d = difference(&p->of, s, i);
+    uint64_t draw = mix(p->seed + mix(((uint64_t)s << 48) + (uint64_t)(p->element + i))) >> 11;
+    return fabs(d) >= p->low[s] && fabs(d) < p->high[s] && draw < p->threshold ? d : 0;
+}
+
+static void sparse_serial(const trivium_sparse *p, void *scratch) {
+    (void)scratch;
+    const trivium_differences *d = &p->of;
+    count_serial(d);
+    for (int64_t i = d->first; i < d->first + d->count; i++) {
+        double elected = 0, sum = 0, weight = 0;
+        for (int s = 0; s < d->sources; s++) elected = fma(p->factor * p->weight[s], kept_of(p, s, i), elected);
+        for (int s = 0; s < d->sources; s++) {
+            double k = p->factor * p->weight[s] * kept_of(p, s, i);
+            if (k == 0 || (p->consensus && (k > 0) != (elected >= 0))) continue;
+            sum = fma(p->factor * p->weight[s], kept_of(p, s, i), sum);
+            weight += p->weight[s];
+        }
+        if (p->normalise && weight != 0) sum /= weight;
+        store_number(p->out, p->out_dtype, i, fma(p->scale, sum, (float)load_number(d->in[d->sources], d->in_dtype[d->sources], i)));
+    }
+}
+
 static int supported_serial(void) { return 1; }
 
 static const trivium_kernels kernels_serial = {
@@ -235,5 +308,9 @@ static const trivium_kernels kernels_serial = {
     .pool = pool_serial,
     .weighted_sum = weighted_sum_serial,
     .sum_bytes = 64,
+    .products = products_serial,
+    .magnitudes = magnitudes_serial,
+    .sparse = sparse_serial,
+    .difference_bytes = 64,
 };
 TRIVIUM_REGISTER(kernels_serial);

@@ -36,5 +36,8 @@ static inline void trivium_run_representative(const trivium_kernels *k, const tr
 static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
 static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }
 static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *s, void *scratch) { k->weighted_sum(s, scratch); }
+static inline void trivium_run_products(const trivium_kernels *k, const trivium_products *p, void *scratch) { k->products(p, scratch); }
+static inline void trivium_run_magnitudes(const trivium_kernels *k, const trivium_magnitudes *m, void *scratch) { k->magnitudes(m, scratch); }
+static inline void trivium_run_sparse(const trivium_kernels *k, const trivium_sparse *s, void *scratch) { k->sparse(s, scratch); }
 
 #endif

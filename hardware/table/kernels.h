@@ -127,6 +127,61 @@ typedef struct {
 } trivium_sum;
 #define TRIVIUM_SUM_TILE 65536
 
+// Some sources, less a base if there is one: d[s][i] = in[s][i] - in[sources][i]
+// in float32, or in[s][i] rounded to float32.
+typedef struct {
+    const void *const *in;      // [sources], then the base
+    const int32_t *in_dtype;
+    int64_t *nonfinite;         // [sources], then of the base; added to
+    int64_t first, count;       // elements; count at most TRIVIUM_SUM_TILE
+    int32_t sources, based;
+} trivium_differences;
+
+// product[s*sources+r] += sum over i of d[s][i] * d[r][i], for r <= s alone.
+// Products are exact in float64. Element i of the call is added to partial sum
+// i mod 16; those are then added from 0 on: the same bytes everywhere.
+typedef struct {
+    trivium_differences of;
+    double *product;
+} trivium_products;
+
+// Counts the magnitudes of a source whose bits from `known` up are those of
+// prefix, by their next bits: counts[bits>>shift & (2^(known-shift) - 1)].
+// All NaN have the magnitude 0x7fc00000.
+typedef struct {
+    int64_t *counts;
+    uint32_t prefix;
+    int32_t source, known, shift; // known 32: all
+} trivium_walk;
+
+typedef struct {
+    trivium_differences of;
+    const trivium_walk *walk;
+    int32_t walks;
+} trivium_magnitudes;
+
+// out[i] = base[i] + scale * (sum over s of k[s][i]), over the sum of the weights
+// of those that are not 0 when normalise, rounded once to the nearest even.
+// k[s][i] is factor*weight[s] * d[s][i], or 0 where |d| is not in [low[s],
+// high[s]), where the draw of the element is not below threshold, and, when
+// consensus, where its sign is not that of their sum. In float64, fused, in the
+// order of s. The draw is the upper 53 bits of mix(seed + mix(s<<48 + element+i)),
+// with the finaliser of splitmix64.
+typedef struct {
+    trivium_differences of;     // based
+    void *out;
+    const double *weight;
+    const float *low, *high;
+    double factor, scale;
+    uint64_t seed, threshold;   // threshold 2^53: everything is kept
+    int64_t element;            // the number of element 0 for drawing
+    int32_t out_dtype, consensus, normalise;
+} trivium_sparse;
+
+// The scratch of the three above: difference_bytes, and this many bytes more
+// for each source.
+#define TRIVIUM_DIFFERENCE_BYTES 8192
+
 // One table. pool and weighted_sum may be NULL: the next table down has them.
 typedef struct trivium_kernels {
     const char *name;
@@ -148,6 +203,11 @@ typedef struct trivium_kernels {
     // Scratch of sum_bytes.
     void (*weighted_sum)(const trivium_sum *, void *scratch);
     size_t sum_bytes;
+    // All three with weighted_sum, or none. Scratch as said at TRIVIUM_DIFFERENCE_BYTES.
+    void (*products)(const trivium_products *, void *scratch);
+    void (*magnitudes)(const trivium_magnitudes *, void *scratch);
+    void (*sparse)(const trivium_sparse *, void *scratch);
+    size_t difference_bytes;
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

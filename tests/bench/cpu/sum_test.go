@@ -3,8 +3,12 @@ package cpu
 import (
 	"context"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"testing"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/hardware/cpu"
@@ -50,4 +54,72 @@ func BenchmarkWeightedSum(b *testing.B) {
 			})
 		}
 	}
+}
+
+// Eight bfloat16 checkpoints of 32 Mi parameters and a base. Bytes are those read.
+func BenchmarkDifferences(b *testing.B) {
+	const n, sources = 16 << 20, 8
+	random := rand.New(rand.NewPCG(1, 1))
+	vector := func() hardware.Vector {
+		data := make([]uint16, n)
+		for i := range data {
+			data[i] = uint16(math.Float32bits(float32(0.02*random.NormFloat64())) >> 16)
+		}
+		return hardware.Vector{Data: unsafe.Pointer(&data[0]), Dtype: hardware.VectorBFloat16, Len: n}
+	}
+	base := vector()
+	d, pair := hardware.Differences{Base: &base}, hardware.Differences{}
+	sparse := hardware.SparseSum{Factor: 1, Scale: 1, Density: 1, Consensus: true, Normalise: true}
+	for range sources {
+		d.In = append(d.In, vector())
+		sparse.Weights, sparse.Low, sparse.High = append(sparse.Weights, 1), append(sparse.Low, 0.02), append(sparse.High, float32(math.Inf(1)))
+	}
+	pair.In = d.In[:2]
+	random50 := sparse
+	random50.Density, random50.Factor, random50.Consensus, random50.Normalise = 0.5, 2, false, false
+	random50.Low = make([]float32, sources)
+	var first, second []hardware.Walk
+	for s := range sources {
+		first = append(first, hardware.Walk{Source: s, Known: 32, Shift: 20, Counts: make([]int64, 1<<12)})
+		second = append(second, hardware.Walk{Source: s, Prefix: math.Float32bits(0.02), Known: 20, Shift: 8, Counts: make([]int64, 1<<12)})
+	}
+	out := vector()
+	ctx := context.Background()
+	for _, isa := range cpu.Available() {
+		if isa == "serial" {
+			continue
+		}
+		backend, err := cpu.Open(isa)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for name, run := range map[string]func() ([]int64, error){
+			"products of 2":      func() ([]int64, error) { return backend.Products(ctx, pair, make([]float64, 4)) },
+			"products of 8":      func() ([]int64, error) { return backend.Products(ctx, d, make([]float64, 64)) },
+			"magnitudes, first":  func() ([]int64, error) { return backend.Magnitudes(ctx, d, first) },
+			"magnitudes, second": func() ([]int64, error) { return backend.Magnitudes(ctx, d, second) },
+			"sparse, ties":       func() ([]int64, error) { return backend.Sparse(ctx, out, d, &sparse) },
+			"sparse, dare":       func() ([]int64, error) { return backend.Sparse(ctx, out, d, &random50) },
+		} {
+			b.Run(fmt.Sprintf("isa=%s/%s", isa, name), func(b *testing.B) {
+				b.SetBytes(2 * n * sources)
+				before := cpuTime(b)
+				for b.Loop() {
+					if _, err := run(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric((cpuTime(b)-before)/float64(b.N)/n/sources, "cpu-ns/element")
+			})
+		}
+	}
+}
+
+// cpuTime is what this process has used, in nanoseconds, whoever else runs.
+func cpuTime(b *testing.B) float64 {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return float64(used.Utime.Nano() + used.Stime.Nano())
 }

@@ -1,0 +1,168 @@
+// Differences of checkpoints from a base, for every instruction set, included
+// by sums.h: their products, counts of their magnitudes, and sums of what is
+// left of them. A step of every source stays in the cache. Loops are written so
+// that the compiler takes whole vectors of them, and no result depends on how
+// many lanes those have: the same bytes as serial.
+typedef struct {
+    float base[STEP], x[STEP];
+    step_numbers sum;
+    double elected[STEP], weight[STEP];
+    uint64_t drawn[STEP];
+    uint32_t bits[STEP], keep[STEP];
+    uint16_t halves[STEP];
+    _Alignas(64) char own[];    // TRIVIUM_DIFFERENCE_BYTES for each source
+} difference_scratch;
+
+static void load_base(difference_scratch *s, const trivium_differences *d, int64_t first, int n) {
+    if (!d->based) return;
+    int dtype = d->in_dtype[d->sources];
+    decode(s->base, d->in[d->sources], dtype, first, n, s->halves);
+    d->nonfinite[d->sources] += dtype == TRIVIUM_FLOAT64 ? not_finite(s->x, d->in[d->sources], dtype, first, n, s->halves) : count_nonfinite(s->base, n);
+}
+
+// Writes a step of the difference of one source, after load_base.
+static void load_difference(float *to, difference_scratch *s, const trivium_differences *d, int source, int64_t first, int n) {
+    int dtype = d->in_dtype[source];
+    decode(to, d->in[source], dtype, first, n, s->halves);
+    d->nonfinite[source] += dtype == TRIVIUM_FLOAT64 ? not_finite(s->x, d->in[source], dtype, first, n, s->halves) : count_nonfinite(to, n);
+    for (int i = 0; i < n && d->based; i++) to[i] -= s->base[i];
+}
+
+// --- products ---
+
+typedef double eight __attribute__((vector_size(64), aligned(8), may_alias));
+
+static void add_products(double part[16], const double *a, const double *b) {
+    eight low = *(const eight *)part, high = *(const eight *)(part + 8);
+    for (int i = 0; i < STEP; i += 16) {
+        low += *(const eight *)(a + i) * *(const eight *)(b + i);
+        high += *(const eight *)(a + i + 8) * *(const eight *)(b + i + 8);
+    }
+    *(eight *)part = low;
+    *(eight *)(part + 8) = high;
+}
+
+static void NAME(products)(const trivium_products *p, void *scratch) {
+    difference_scratch *s = scratch;
+    const trivium_differences *d = &p->of;
+    double *x = (double *)s->own, *part = x + (int64_t)d->sources * STEP;
+    memset(part, 0, sizeof(double) * 16 * (size_t)d->sources * (size_t)(d->sources + 1) / 2);
+    for (int64_t first = d->first; first < d->first + d->count; first += STEP) {
+        int n = (int)min_i64(STEP, d->first + d->count - first);
+        load_base(s, d, first, n);
+        double *to = part;
+        for (int a = 0; a < d->sources; a++) {
+            load_difference(s->x, s, d, a, first, n);
+            for (int i = 0; i < n; i++) x[a * STEP + i] = s->x[i];
+            for (int i = n; i < STEP; i++) x[a * STEP + i] = 0;
+            for (int b = 0; b <= a; b++, to += 16) add_products(to, x + a * STEP, x + b * STEP);
+        }
+    }
+    for (int a = 0; a < d->sources; a++)
+        for (int b = 0; b <= a; b++, part += 16) {
+            double sum = 0;
+            for (int i = 0; i < 16; i++) sum += part[i];
+            p->product[a * d->sources + b] += sum;
+        }
+}
+
+// --- magnitudes ---
+
+static void count_magnitudes(const trivium_walk *w, difference_scratch *s, const float *x, int n) {
+    uint32_t mask = (1u << (w->known - w->shift)) - 1;
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits &= 0x7fffffff;
+        s->bits[i] = bits > 0x7f800000 ? 0x7fc00000 : bits; // NaN is one magnitude, the largest
+    }
+    int hits = n;
+    if (w->known < 32) { // without a jump that nobody could foretell
+        uint32_t prefix = w->prefix >> w->known;
+        hits = 0;
+        for (int i = 0; i < n; i++) {
+            uint32_t bits = s->bits[i];
+            s->bits[hits] = bits;
+            hits += bits >> w->known == prefix;
+        }
+    }
+    for (int i = 0; i < hits; i++) w->counts[s->bits[i] >> w->shift & mask]++;
+}
+
+static void NAME(magnitudes)(const trivium_magnitudes *m, void *scratch) {
+    difference_scratch *s = scratch;
+    const trivium_differences *d = &m->of;
+    float *x = (float *)s->own;
+    for (int64_t first = d->first; first < d->first + d->count; first += STEP) {
+        int n = (int)min_i64(STEP, d->first + d->count - first);
+        load_base(s, d, first, n);
+        for (int a = 0; a < d->sources; a++) load_difference(x + a * STEP, s, d, a, first, n);
+        for (int w = 0; w < m->walks; w++) count_magnitudes(&m->walk[w], s, x + m->walk[w].source * STEP, n);
+    }
+}
+
+// --- sums of what is left ---
+
+static inline uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+// Sets to 0 what the draw drops.
+static void drop_drawn(float *x, difference_scratch *s, const trivium_sparse *p, int source, int64_t first, int n) {
+    uint64_t at = ((uint64_t)source << 48) + (uint64_t)(p->element + first);
+    for (int i = 0; i < n; i++) s->drawn[i] = mix(p->seed + mix(at + (uint64_t)i)) >> 11;
+    for (int i = 0; i < n; i++) s->keep[i] = s->drawn[i] < p->threshold ? ~0u : 0;
+    uint32_t *bits = s->bits;
+    memcpy(bits, x, sizeof(float) * n);
+    for (int i = 0; i < n; i++) bits[i] &= s->keep[i];
+    memcpy(x, bits, sizeof(float) * n);
+}
+
+// Keeps what is in range and adds it to the sum that elects the signs.
+static void elect(float *restrict x, double *restrict elected, float low, float high, double weight, int n) {
+    for (int i = 0; i < n; i++) {
+        float size = fabsf(x[i]);
+        x[i] = (size >= low) & (size < high) ? x[i] : 0;
+    }
+    for (int i = 0; i < n; i++) elected[i] = __builtin_fma(weight, (double)x[i], elected[i]);
+}
+
+static void add_agreed(difference_scratch *s, const float *restrict x, double factor, double weight, int consensus, int n) {
+    double *restrict sum = s->sum.wide, *restrict total = s->weight, *restrict elected = s->elected;
+    for (int i = 0; i < n; i++) {
+        double k = factor * (double)x[i], more = __builtin_fma(factor, (double)x[i], sum[i]);
+        int agreed = (k != 0) & (!consensus | ((k > 0) == (elected[i] >= 0)));
+        sum[i] = agreed ? more : sum[i];
+        total[i] += agreed ? weight : 0;
+    }
+}
+
+static void NAME(sparse)(const trivium_sparse *p, void *scratch) {
+    difference_scratch *s = scratch;
+    const trivium_differences *d = &p->of;
+    float *x = (float *)s->own;
+    for (int64_t first = d->first; first < d->first + d->count; first += STEP) {
+        int n = (int)min_i64(STEP, d->first + d->count - first);
+        load_base(s, d, first, n);
+        memset(s->elected, 0, sizeof s->elected);
+        for (int a = 0; a < d->sources; a++) {
+            load_difference(x + a * STEP, s, d, a, first, n);
+            if (p->threshold < (uint64_t)1 << 53) drop_drawn(x + a * STEP, s, p, a, first, n);
+            elect(x + a * STEP, s->elected, p->low[a], p->high[a], p->factor * p->weight[a], n);
+        }
+        double *sum = s->sum.wide;
+        if (p->consensus || p->normalise) {
+            memset(sum, 0, sizeof s->sum);
+            memset(s->weight, 0, sizeof s->weight);
+            for (int a = 0; a < d->sources; a++) add_agreed(s, x + a * STEP, p->factor * p->weight[a], p->weight[a], p->consensus, n);
+        } else {
+            memcpy(sum, s->elected, sizeof s->elected);
+        }
+        for (int i = 0; i < n && p->normalise; i++) sum[i] = s->weight[i] != 0 ? sum[i] / s->weight[i] : sum[i];
+        for (int i = 0; i < n; i++) sum[i] = __builtin_fma(p->scale, sum[i], (double)s->base[i]);
+        encode(p->out, p->out_dtype, first, n, &s->sum, 1, s->x);
+    }
+}
