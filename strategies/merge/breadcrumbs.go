@@ -35,14 +35,12 @@ func planBreadcrumbs(ctx context.Context, t *tile.Tensor) (*tile.Plan, error) {
 	for s := range t.Sources {
 		counts[2*s], counts[2*s+1] = outliers, outliers+kept
 	}
-	limits, err := thresholds(ctx, t, counts, func(v *tile.Values, list, i int) float32 { return abs32(v.Delta(list/2, i)) })
-	return &tile.Plan{Combine: func(v *tile.Values, out []float32) {
-		combine.add(v, out, func(s, i int) float64 {
-			d := v.Delta(s, i)
-			if size := abs32(d); size >= limits[2*s] || size < limits[2*s+1] {
-				return 0
-			}
-			return d
-		})
-	}}, err
+	limits, err := magnitudes(ctx, t, counts)
+	sum := combine.sum(t)
+	for s := range t.Sources {
+		if err == nil {
+			sum.High[s], sum.Low[s] = limits[2*s], limits[2*s+1]
+		}
+	}
+	return &tile.Plan{Sparse: sum}, err
 }

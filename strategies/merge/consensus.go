@@ -1,7 +1,10 @@
 package merge
 
 import (
+	"math"
+
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/merge/tile"
 )
 
@@ -11,6 +14,16 @@ type combination struct {
 	scale     float64
 	consensus bool // drop the differences whose sign is not that of the weighted sum
 	normalise bool // divide by the weights of those that were kept
+}
+
+// sum is the combination of all differences, for the backend.
+func (c combination) sum(t *tile.Tensor) *hardware.SparseSum {
+	sum := &hardware.SparseSum{Weights: c.weights, Low: make([]float32, t.Sources), High: make([]float32, t.Sources),
+		Factor: 1, Scale: c.scale, Density: 1, Consensus: c.consensus, Normalise: c.normalise}
+	for s := range sum.High {
+		sum.High[s] = float32(math.Inf(1))
+	}
+	return sum
 }
 
 // add writes base + scale * sum of w_s d_s, where difference(s, i) is what is

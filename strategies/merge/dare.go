@@ -23,19 +23,12 @@ func DARE(r *tile.Runner) core.MergeStrategy {
 		if err != nil {
 			return nil, err
 		}
-		draw := newDraw(t)
-		density, factor := t.Params.Float("density"), 1.0
+		sum := combine.sum(t)
+		sum.Seed, sum.Density = uint64(newDraw(t)), t.Params.Float("density")
 		if t.Params.Bool("rescale") {
-			factor = 1 / density
+			sum.Factor = 1 / sum.Density
 		}
-		return &tile.Plan{Combine: func(v *tile.Values, out []float32) {
-			combine.add(v, out, func(s, i int) float64 {
-				if draw.uniform(s, v.First+int64(i)) < density {
-					return factor * v.Delta(s, i)
-				}
-				return 0
-			})
-		}}, nil
+		return &tile.Plan{Sparse: sum}, nil
 	})
 }
 

@@ -25,15 +25,15 @@ func SCE(r *tile.Runner) core.MergeStrategy {
 
 func planSCE(ctx context.Context, t *tile.Tensor) (*tile.Plan, error) {
 	count := int64(math.Round(t.Params.Float("select_topk") * float64(t.Len)))
-	limit, err := thresholds(ctx, t, []int64{max(1, count)}, func(v *tile.Values, _, i int) float32 { return variance(v, i) })
+	limit, err := ranked(ctx, t, max(1, count), variance)
 	if err != nil {
 		return nil, err
 	}
-	weights, err := shares(ctx, t, limit[0])
+	weights, err := shares(ctx, t, limit)
 	return &tile.Plan{Combine: func(v *tile.Values, out []float32) {
 		for i := range out {
 			out[i] = v.Base[i]
-			if variance(v, i) >= limit[0] {
+			if variance(v, i) >= limit {
 				out[i] = float32(float64(v.Base[i]) + erase(v, i, weights))
 			}
 		}

@@ -3,51 +3,81 @@ package merge
 import (
 	"context"
 	"math"
+	"sync"
 
+	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/merge/tile"
 )
 
 // thresholds finds, for each of lists lists of values over a whole tensor, the
 // value at a rank from the largest: counts[l] values are at least as large,
-// more when there are equals. It walks histograms of the values' bits, three
-// passes over the tensor, and keeps nothing but the histograms. Values are not
-// negative.
-func thresholds(ctx context.Context, t *tile.Tensor, counts []int64, value func(v *tile.Values, list, i int) float32) ([]float32, error) {
-	walks := make([]walk, len(counts))
-	for l := range walks {
-		walks[l] = walk{left: counts[l], known: 32}
+// more when there are equals. It walks counts of the values' bits, three passes
+// over the tensor, and keeps nothing but the counts. Values are not negative.
+// count adds to the counts of the walks in one pass.
+func thresholds(ctx context.Context, t *tile.Tensor, ranks []int64, count func(walks []hardware.Walk) error) ([]float32, error) {
+	search := make([]walk, len(ranks))
+	for l := range search {
+		search[l] = walk{left: ranks[l], known: 32}
 	}
 	for _, shift := range [...]int{20, 8, 0} {
-		parts := make([][][]int64, t.Tiles())
-		err := t.Scan(ctx, func(v *tile.Values) {
-			part := make([][]int64, len(walks))
-			for l := range walks {
-				part[l] = walks[l].histogram(v, shift, func(i int) float32 { return value(v, l, i) })
-			}
-			parts[v.Tile] = part
-		})
-		if err != nil {
+		walks := make([]hardware.Walk, len(search))
+		for l, w := range search {
+			walks[l] = hardware.Walk{Source: l, Prefix: w.prefix, Known: w.known, Shift: shift, Counts: make([]int64, 1<<(w.known-shift))}
+		}
+		if err := count(walks); err != nil {
 			return nil, err
 		}
-		for l := range walks {
-			walks[l].descend(shift, func(bucket int) (n int64) {
-				for _, part := range parts {
-					n += part[l][bucket]
-				}
-				return n
-			})
+		for l := range search {
+			search[l].descend(shift, walks[l].Counts)
 		}
 	}
-	found := make([]float32, len(walks))
-	for l, count := range counts {
-		found[l] = math.Float32frombits(walks[l].prefix)
-		if count <= 0 {
+	found := make([]float32, len(search))
+	for l, rank := range ranks {
+		found[l] = math.Float32frombits(search[l].prefix)
+		if rank <= 0 {
 			found[l] = float32(math.Inf(1))
-		} else if count >= t.Len {
+		} else if rank >= t.Len {
 			found[l] = 0
 		}
 	}
-	return found, nil
+	return found, ctx.Err()
+}
+
+// magnitudes finds the ranks of each source's differences; several ranks of one
+// source follow each other.
+func magnitudes(ctx context.Context, t *tile.Tensor, ranks []int64) ([]float32, error) {
+	each := len(ranks) / t.Sources
+	return thresholds(ctx, t, ranks, func(walks []hardware.Walk) error {
+		for l := range walks {
+			walks[l].Source = l / each
+		}
+		return t.Magnitudes(ctx, walks)
+	})
+}
+
+// ranked finds a rank of values that a function gives.
+func ranked(ctx context.Context, t *tile.Tensor, rank int64, value func(v *tile.Values, i int) float32) (float32, error) {
+	found, err := thresholds(ctx, t, []int64{rank}, func(walks []hardware.Walk) error {
+		w, total := walks[0], sync.Mutex{}
+		return t.Scan(ctx, func(v *tile.Values) {
+			counts := make([]int64, len(w.Counts))
+			for i := range v.Len() {
+				bits := math.Float32bits(value(v, i))
+				if uint64(bits)>>w.Known == uint64(w.Prefix)>>w.Known {
+					counts[bits>>w.Shift&uint32(len(counts)-1)]++
+				}
+			}
+			total.Lock()
+			defer total.Unlock()
+			for k, n := range counts {
+				w.Counts[k] += n
+			}
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	return found[0], nil
 }
 
 // walk is the search for one rank.
@@ -57,27 +87,13 @@ type walk struct {
 	left   int64  // rank among the values with that prefix
 }
 
-func (w *walk) histogram(v *tile.Values, shift int, value func(i int) float32) []int64 {
-	counts := make([]int64, 1<<(w.known-shift))
-	for i := range v.Len() {
-		bits := math.Float32bits(value(i))
-		if uint64(bits)>>w.known == uint64(w.prefix)>>w.known {
-			counts[bits>>shift&uint32(len(counts)-1)]++
-		}
-	}
-	return counts
-}
-
-func (w *walk) descend(shift int, count func(bucket int) int64) {
-	for bucket := 1<<(w.known-shift) - 1; bucket >= 0; bucket-- {
-		n := count(bucket)
-		if w.left <= n {
+func (w *walk) descend(shift int, counts []int64) {
+	for bucket := len(counts) - 1; bucket >= 0; bucket-- {
+		if w.left <= counts[bucket] {
 			w.prefix |= uint32(bucket) << shift
 			break
 		}
-		w.left -= n
+		w.left -= counts[bucket]
 	}
 	w.known = shift
 }
-
-func abs32(x float64) float32 { return float32(math.Abs(x)) }

@@ -26,14 +26,9 @@ func TIES(r *tile.Runner) core.MergeStrategy {
 		for s := range counts {
 			counts[s] = int64(math.Round(t.Params.Float("density") * float64(t.Len)))
 		}
-		least, err := thresholds(ctx, t, counts, func(v *tile.Values, s, i int) float32 { return abs32(v.Delta(s, i)) })
-		return &tile.Plan{Combine: func(v *tile.Values, out []float32) {
-			combine.add(v, out, func(s, i int) float64 {
-				if d := v.Delta(s, i); abs32(d) >= least[s] {
-					return d
-				}
-				return 0
-			})
-		}}, err
+		least, err := magnitudes(ctx, t, counts)
+		sum := combine.sum(t)
+		sum.Low = least
+		return &tile.Plan{Sparse: sum}, err
 	})
 }

@@ -57,7 +57,7 @@ func (b *batch) products(ctx context.Context, index int, sum []float64) error {
 
 func (b *batch) tileProducts(ctx context.Context, j job) ([]float64, error) {
 	n := b.req.Sources
-	in, err := mapTile(b.req.Tensors[j.tensor].Inputs, j)
+	in, err := b.mapTile(b.req.Tensors[j.tensor].Inputs, j)
 	if err != nil {
 		return nil, err
 	}

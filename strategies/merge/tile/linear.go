@@ -72,14 +72,15 @@ func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
 }
 
 func (b *batch) sumOf(ctx context.Context, operands []core.MergeOperand, j job, weights [][]float64) error {
-	in, err := mapTile(operands, j)
+	in, err := b.mapTile(operands, j)
 	if err != nil {
 		return err
 	}
 	defer in.close()
 	nonFinite := make([]int64, len(operands))
-	for first := int64(0); first < j.count; first += chunk {
-		count := min(chunk, j.count-first)
+	step := chunkOf(len(weights))
+	for first := int64(0); first < j.count; first += step {
+		count := min(step, j.count-first)
 		parts := in.part(operands, first, count)
 		err := b.store(b.req.Tensors[j.tensor].Outputs, j.start+first, count, func(out []hardware.Vector) error {
 			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)

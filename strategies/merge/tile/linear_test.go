@@ -190,3 +190,13 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 }
+
+// A file that cannot be mapped is named, and the tensor too.
+func TestUnmappedIsNamed(t *testing.T) {
+	mt, _ := mergeTensor(t, "layers.0.weight", tensor.Float32, tensor.Float32, 2, 1, 100)
+	mt.Inputs[1].Extent.File.Close()
+	_, err := mean(backends.Best(t)).Merge(context.Background(), &core.MergeRequest{Sources: 2, Tensors: []core.MergeTensor{mt}})
+	if e := core.AsError(err); e == nil || e.Kind != core.ErrCheckpoint || !strings.Contains(e.Error(), "source1") || !strings.Contains(e.Error(), "layers.0.weight") {
+		t.Errorf("error %v: want a checkpoint error that names source1 and layers.0.weight", err)
+	}
+}

@@ -14,8 +14,10 @@ type Method func(ctx context.Context, t *Tensor) (*Plan, error)
 // Plan is how each tile of a tensor is merged.
 type Plan struct {
 	// Weights are of the sources and then of the base, if there is one; nil:
-	// Combine is used.
+	// Sparse is used, or else Combine.
 	Weights []float64
+	// Sparse is the sum of what is left of the differences from the base.
+	Sparse *hardware.SparseSum
 	// Combine writes the merged numbers of a tile. Tiles are combined several
 	// at a time, in any order.
 	Combine func(v *Values, out []float32)
@@ -93,9 +95,16 @@ func (m *method) mergeTensor(ctx context.Context, b *batch, index int, params co
 	if err != nil {
 		return err
 	}
-	return each(ctx, b.req.Threads, len(t.jobs), func(i int) error {
-		if plan.Weights != nil {
-			return b.sumOf(ctx, t.operands, t.jobs[i], [][]float64{plan.Weights})
+	jobs := t.jobs
+	if plan.Combine == nil {
+		jobs = t.portions()
+	}
+	return each(ctx, b.req.Threads, len(jobs), func(i int) error {
+		switch {
+		case plan.Weights != nil:
+			return b.sumOf(ctx, t.operands, jobs[i], [][]float64{plan.Weights})
+		case plan.Sparse != nil:
+			return t.sparse(ctx, jobs[i], *plan.Sparse)
 		}
 		return t.combine(ctx, i, plan.Combine)
 	})
@@ -194,7 +203,7 @@ func (t *Tensor) combine(ctx context.Context, i int, combine func(v *Values, out
 
 // load widens one tile to float32 and counts the NaN and Inf of each source.
 func (t *Tensor) load(ctx context.Context, i int) (*Values, []int64, error) {
-	in, err := mapTile(t.operands, t.jobs[i])
+	in, err := t.batch.mapTile(t.operands, t.jobs[i])
 	if err != nil {
 		return nil, nil, err
 	}

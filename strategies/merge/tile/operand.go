@@ -54,19 +54,25 @@ func (m *mapped) close() {
 }
 
 // mapTile maps the tile's part of operands. The caller closes it.
-func mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
+func (b *batch) mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
 	m := &mapped{}
 	for _, o := range operands {
 		size := o.Dtype.Size()
 		mapping, err := o.Extent.Map(j.start*size, j.count*size)
 		if err != nil {
 			m.close()
-			return nil, err
+			return nil, b.unmapped(o, j, err)
 		}
 		m.mappings = append(m.mappings, mapping)
 		m.vectors = append(m.vectors, hardware.Vector{Data: unsafe.Pointer(&mapping.Bytes()[0]), Dtype: vectorDtype(o.Dtype), Len: j.count})
 	}
 	return m, nil
+}
+
+// unmapped names the file and the tensor of a mapping that failed.
+func (b *batch) unmapped(o core.MergeOperand, j job, err error) error {
+	return core.Errorf(core.ErrCheckpoint, "%s: tensor %q: %w", o.Name(), b.req.Tensors[j.tensor].Name, err).
+		WithHint("give the process more memory maps (vm.max_map_count), or merge with fewer threads")
 }
 
 // part is some elements of what is mapped.
@@ -102,7 +108,7 @@ func (b *batch) copy(j job) error {
 	size := newest.Dtype.Size()
 	from, err := newest.Extent.Map(j.start*size, j.count*size)
 	if err != nil {
-		return err
+		return b.unmapped(newest, j, err)
 	}
 	defer from.Close()
 	for _, o := range t.Outputs {

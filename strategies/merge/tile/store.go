@@ -12,6 +12,10 @@ import (
 // that the results stay in the second-level cache until the file has them.
 const chunk = 128 << 10
 
+// chunkOf is as many elements as keep so many results there, and few enough
+// calls of the system to write them.
+func chunkOf(outputs int) int64 { return max(16<<10, chunk/int64(outputs)) }
+
 // buffers are results on their way to the files.
 type buffers struct{ free sync.Pool }
 

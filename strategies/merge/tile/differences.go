@@ -1,0 +1,127 @@
+package tile
+
+import (
+	"context"
+	"unsafe"
+
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// portion is about how many elements a thread takes at a time for what the
+// backend does with differences: few enough that the last of a tensor's do not
+// leave threads idle.
+const portion = 512 << 10
+
+func (t *Tensor) portions() []job {
+	jobs := make([]job, 0, t.Len/portion+1)
+	for start := int64(0); start < t.Len; start += portion {
+		jobs = append(jobs, job{tensor: t.jobs[0].tensor, start: start, count: min(portion, t.Len-start)})
+	}
+	return jobs
+}
+
+// difference maps a portion and runs do on it.
+func (t *Tensor) difference(j job, do func(d hardware.Differences) error) error {
+	in, err := t.batch.mapTile(t.operands, j)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	d := hardware.Differences{In: in.vectors[:t.Sources]}
+	if t.HasBase {
+		d.Base = &in.vectors[t.Sources]
+	}
+	return do(d)
+}
+
+// Products gives the inner products of the sources, less the base if there is
+// one: [sources, sources]. Portions are added up in order, so that the result
+// does not depend on threads.
+func (t *Tensor) Products(ctx context.Context) ([]float64, error) {
+	jobs, n := t.portions(), t.Sources
+	parts := make([]float64, len(jobs)*n*n)
+	err := each(ctx, t.batch.req.Threads, len(jobs), func(i int) error {
+		return t.difference(jobs[i], func(d hardware.Differences) error {
+			nonFinite, err := t.batch.runner.backend.Products(ctx, d, parts[i*n*n:(i+1)*n*n])
+			if err != nil {
+				return err
+			}
+			return t.batch.refuse(jobs[i], nonFinite)
+		})
+	})
+	for k := n * n; k < len(parts); k++ {
+		parts[k%(n*n)] += parts[k]
+	}
+	return parts[:n*n], err
+}
+
+// Magnitudes adds to the counts of walks over the whole tensor.
+func (t *Tensor) Magnitudes(ctx context.Context, walks []hardware.Walk) error {
+	jobs := t.portions()
+	var made [][]hardware.Walk // one set of counts for each thread, not for each portion
+	free := make(chan []hardware.Walk, len(jobs))
+	lock := make(chan struct{}, 1)
+	err := each(ctx, t.batch.req.Threads, len(jobs), func(i int) error {
+		var own []hardware.Walk
+		select {
+		case own = <-free:
+		default:
+			own = make([]hardware.Walk, len(walks))
+			for w := range own {
+				own[w] = walks[w]
+				own[w].Counts = make([]int64, len(walks[w].Counts))
+			}
+			lock <- struct{}{}
+			made = append(made, own)
+			<-lock
+		}
+		defer func() { free <- own }()
+		return t.difference(jobs[i], func(d hardware.Differences) error {
+			nonFinite, err := t.batch.runner.backend.Magnitudes(ctx, d, own)
+			if err != nil {
+				return err
+			}
+			return t.batch.refuse(jobs[i], nonFinite)
+		})
+	})
+	for _, own := range made {
+		for w := range walks {
+			for k, n := range own[w].Counts {
+				walks[w].Counts[k] += n
+			}
+		}
+	}
+	return err
+}
+
+// sparse merges a portion.
+func (t *Tensor) sparse(ctx context.Context, j job, sum hardware.SparseSum) error {
+	return t.difference(j, func(d hardware.Differences) error {
+		nonFinite := make([]int64, len(t.operands))
+		for first := int64(0); first < j.count; first += chunk {
+			part, count := d, min(chunk, j.count-first)
+			part.In = make([]hardware.Vector, len(d.In))
+			for s := range d.In {
+				part.In[s] = slice(d.In[s], t.operands[s].Dtype.Size(), first, count)
+			}
+			base := slice(*d.Base, t.operands[t.Sources].Dtype.Size(), first, count)
+			part.Base, sum.Element = &base, j.start+first
+			err := t.batch.store(t.merge.Outputs, j.start+first, count, func(out []hardware.Vector) error {
+				found, err := t.batch.runner.backend.Sparse(ctx, out[0], part, &sum)
+				for s, n := range found {
+					nonFinite[s] += n
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return t.batch.count(j, nonFinite)
+	})
+}
+
+func slice(v hardware.Vector, size, first, count int64) hardware.Vector {
+	v.Data, v.Len = unsafe.Add(v.Data, first*size), count
+	return v
+}
