@@ -9,10 +9,14 @@ so differences are paired and their intervals narrow.
 
 from trivium.eval.arms import TORCH, Arm, attending
 from trivium.eval.bootstrap import Interval, interval, paired
-from trivium.eval.runner import Plan, Row, run, summarise
-from trivium.eval.tasks import TASKS, Sample, make_sample, measure
+from trivium.eval.plan import Plan, read
+from trivium.eval.runner import run
+from trivium.eval.scoring import Measured, measure, score
+from trivium.eval.subject import Subject
+from trivium.eval.summary import Row, summarise
+from trivium.eval.tasks import GROUPS, TASKS, Corpus, Sample, make_sample
 
 __all__ = [
-    "TASKS", "TORCH", "Arm", "Interval", "Plan", "Row", "Sample",
-    "attending", "interval", "make_sample", "measure", "paired", "run", "summarise",
+    "GROUPS", "TASKS", "TORCH", "Arm", "Corpus", "Interval", "Measured", "Plan", "Row", "Sample", "Subject",
+    "attending", "interval", "make_sample", "measure", "paired", "read", "run", "score", "summarise",
 ]  # fmt: skip
