@@ -2,6 +2,7 @@ package cuda
 
 /*
 #include "src/attend_args.h"
+#include "src/table_args.h"
 */
 import "C"
 
@@ -13,9 +14,20 @@ import (
 // Tile is the rows and the keys of a tile of a mask.
 const Tile = 128
 
-// Mask is CSR over (batch, head, query block) on the device: ascending key
-// blocks of each row. Both arrays are int32.
+// Mask is CSR over (sequence, head, query block) on the device: ascending key
+// blocks of each row. Query blocks lie on multiples of Tile in position, so the
+// first one of a chunk may have fewer rows; every sequence has as many rows of
+// the mask as Attention.QueryBlocks says. Both arrays are int32.
 type Mask struct{ RowPtr, Cols Address }
+
+// Sequence is one sequence of a packed or padded batch: where its rows are in
+// the tensors, and the position of its first query. Position 0 is its first key.
+type Sequence struct {
+	Batch             int // entry of the tensors' batch axis
+	QueryRow, Queries int
+	KeyRow, Keys      int
+	Offset            int
+}
 
 // Attention is one call: out and lse of softmax(scale q k^T) v, causal by
 // absolute position, over the tiles of Mask, or over all of them without one.
@@ -25,8 +37,10 @@ type Attention struct {
 	LSEBatch, LSEHead      int64   // strides in elements
 	Half                   bool    // fp16 instead of bf16
 	Scale                  float32
-	Offset                 int   // position of query row 0
-	Mask                   *Mask // nil: dense
+	Offset                 int        // position of query row 0; without Sequences
+	Sequences              []Sequence // nil: every batch entry is one, at Offset
+	Full                   bool       // every query sees every key: not causal
+	Mask                   *Mask      // nil: dense
 	Rotated                *Tensor
 	Band                   int     // distances from here use Rotated in place of Query; with Rotated
 	Window                 int     // > 0: keys at this distance and beyond drop out
@@ -54,15 +68,83 @@ func (a Attention) validate() error {
 	if a.Out.Rows != q.Rows || a.Out.Heads != q.Heads || a.Out.Batch != q.Batch || a.LSE == 0 {
 		return fmt.Errorf("cuda: out and lse must have the shape of q and be given")
 	}
-	if a.Rotated != nil {
-		if err := a.Rotated.validate("the rotated q"); err != nil {
-			return err
-		}
-		if a.Band < 1 || a.Rotated.Rows != q.Rows || a.Rotated.Heads != q.Heads || a.Rotated.Batch != q.Batch || a.Rotated.Dim != q.Dim {
-			return fmt.Errorf("cuda: the rotated q needs the shape of q and a distance of 1 or more, not %d", a.Band)
+	if err := a.validateRotated(); err != nil {
+		return err
+	}
+	if a.Full && (a.Window > 0 || a.Rotated != nil) {
+		return fmt.Errorf("cuda: a window of %d or bands without causality: distances are those of causal attention", a.Window)
+	}
+	if a.Offset < 0 || a.Window < 0 || a.Softcap < 0 {
+		return fmt.Errorf("cuda: offset %d, window %d, softcap %g: want none of them negative", a.Offset, a.Window, a.Softcap)
+	}
+	return a.validateSequences()
+}
+
+func (a Attention) validateRotated() error {
+	if a.Rotated == nil {
+		return nil
+	}
+	if err := a.Rotated.validate("the rotated q"); err != nil {
+		return err
+	}
+	q := a.Query
+	if a.Band < 1 || a.Rotated.Rows != q.Rows || a.Rotated.Heads != q.Heads || a.Rotated.Batch != q.Batch || a.Rotated.Dim != q.Dim {
+		return fmt.Errorf("cuda: the rotated q needs the shape of q and a distance of 1 or more, not %d", a.Band)
+	}
+	return nil
+}
+
+func (a Attention) validateSequences() error {
+	if err := a.validateQueries(); err != nil {
+		return err
+	}
+	for i, s := range a.Sequences {
+		if s.KeyRow < 0 || s.Keys < 0 || s.KeyRow+s.Keys > a.Key.Rows || s.Offset < 0 {
+			return fmt.Errorf("cuda: sequence %d has key rows [%d, %d) at offset %d: k has %d rows", i, s.KeyRow, s.KeyRow+s.Keys, s.Offset, a.Key.Rows)
 		}
 	}
 	return nil
+}
+
+func (a Attention) validateQueries() error {
+	for i, s := range a.Sequences {
+		if s.Batch < 0 || s.Batch >= a.Query.Batch || s.QueryRow < 0 || s.Queries < 0 || s.QueryRow+s.Queries > a.Query.Rows {
+			return fmt.Errorf("cuda: sequence %d has query rows [%d, %d) of batch entry %d: q has %d rows and %d entries",
+				i, s.QueryRow, s.QueryRow+s.Queries, s.Batch, a.Query.Rows, a.Query.Batch)
+		}
+	}
+	return nil
+}
+
+// longest is the most query rows of a sequence.
+func (a Attention) longest() int {
+	if a.Sequences == nil {
+		return a.Query.Rows
+	}
+	most := 0
+	for _, s := range a.Sequences {
+		most = max(most, s.Queries)
+	}
+	return most
+}
+
+// QueryBlocks is the rows of the mask that each head of each sequence has.
+func (a Attention) QueryBlocks() int {
+	if a.Sequences == nil {
+		return ceilDiv(a.Offset%Tile+a.Query.Rows, Tile)
+	}
+	most := 0
+	for _, s := range a.Sequences {
+		most = max(most, ceilDiv(s.Offset%Tile+s.Queries, Tile))
+	}
+	return most
+}
+
+func (a Attention) sequences() int {
+	if a.Sequences == nil {
+		return a.Query.Batch
+	}
+	return len(a.Sequences)
 }
 
 func (a Attention) features() []Feature {
@@ -86,15 +168,26 @@ func (a Attention) features() []Feature {
 // tiles, two stages of K and V, the output tile, barriers and plans.
 func attendShared(headDim, rotations int) int { return (5+rotations)*Tile*headDim*2 + 1024 + 768 }
 
-// Attend starts the kernel on the queue; it does not wait.
+// Attend starts attention on the queue; it does not wait. Few queries over many
+// keys are split over the keys.
 func (q *Queue) Attend(a Attention) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
-	if q.device.Capability == 90 {
-		return q.attendHopper(a)
+	if a.sequences() == 0 || a.longest() == 0 {
+		return nil
 	}
-	return q.attendPlain(a)
+	if a.decodes() {
+		return q.decode(a)
+	}
+	args, err := q.attendArgs(a, Tile)
+	if err != nil {
+		return err
+	}
+	if q.device.Capability == 90 {
+		return q.attendHopper(a, args)
+	}
+	return q.attendPlain(a, args)
 }
 
 // rotated is the second query tensor, or the first where there is none.
@@ -105,7 +198,7 @@ func (a Attention) rotated() (t Tensor, rotations int) {
 	return a.Query, 1
 }
 
-func (q *Queue) attendHopper(a Attention) error {
+func (q *Queue) attendHopper(a Attention, args C.AttendArgs) error {
 	rotated, rotations := a.rotated()
 	maps := make([]tensorMap, 4)
 	for i, t := range []Tensor{a.Query, rotated, a.Key, a.Value} {
@@ -114,11 +207,10 @@ func (q *Queue) attendHopper(a Attention) error {
 			return err
 		}
 	}
-	args := q.attendArgs(a)
 	return q.launch(launch{
 		kernel: attendKernel("attend_sm90.cu", 90, true, a.Query.Dim, a.Half, a.features()...),
 		entry:  "attend", grid: [3]int{min(q.device.Processors, items(&args)), 1}, threads: 384,
-		shared: attendShared(a.Query.Dim, rotations), maps: maps, args: unsafe.Pointer(&args),
+		shared: attendShared(compiledDim(a.Query.Dim), rotations), maps: maps, args: unsafe.Pointer(&args),
 	})
 }
 
@@ -129,37 +221,86 @@ func items(args *C.AttendArgs) int { return int(args.batch) * int(args.q_heads) 
 // tiles and two stages of 64 keys and values.
 func plainShared(headDim, rotations int) int { return rotations*Tile*headDim*2 + 4*64*headDim*2 }
 
-func (q *Queue) attendPlain(a Attention) error {
-	rotated, rotations := a.rotated()
-	args := C.AttendPlainArgs{
-		a: q.attendArgs(a),
+func (q *Queue) attendPlain(a Attention, shared C.AttendArgs) error {
+	_, rotations := a.rotated()
+	args := plainArgs(a, shared)
+	return q.launch(launch{
+		kernel: attendKernel("attend_sm80.cu", 80, false, a.Query.Dim, a.Half, a.features()...),
+		entry:  "attend_plain", grid: [3]int{items(&args.a), 1}, threads: 256,
+		shared: plainShared(compiledDim(a.Query.Dim), rotations), args: unsafe.Pointer(&args),
+	})
+}
+
+// plainArgs adds the tensors, for the kernels that read them by address.
+func plainArgs(a Attention, shared C.AttendArgs) C.AttendPlainArgs {
+	rotated, _ := a.rotated()
+	return C.AttendPlainArgs{
+		a: shared,
 		q: C.ulonglong(a.Query.Data), q2: C.ulonglong(rotated.Data), k: C.ulonglong(a.Key.Data), v: C.ulonglong(a.Value.Data),
 		q_batch: C.longlong(a.Query.StrideB), q_head: C.longlong(a.Query.StrideH), q_row: C.longlong(a.Query.Stride),
 		q2_batch: C.longlong(rotated.StrideB), q2_head: C.longlong(rotated.StrideH), q2_row: C.longlong(rotated.Stride),
 		k_batch: C.longlong(a.Key.StrideB), k_head: C.longlong(a.Key.StrideH), k_row: C.longlong(a.Key.Stride),
 		v_batch: C.longlong(a.Value.StrideB), v_head: C.longlong(a.Value.StrideH), v_row: C.longlong(a.Value.Stride),
 	}
-	return q.launch(launch{
-		kernel: attendKernel("attend_sm80.cu", 80, false, a.Query.Dim, a.Half, a.features()...),
-		entry:  "attend_plain", grid: [3]int{items(&args.a), 1}, threads: 256,
-		shared: plainShared(a.Query.Dim, rotations), args: unsafe.Pointer(&args),
-	})
 }
 
-func (q *Queue) attendArgs(a Attention) C.AttendArgs {
+// attendArgs are the arguments without the tensors that are read. Query blocks
+// lie on multiples of align in position.
+func (q *Queue) attendArgs(a Attention, align int) (C.AttendArgs, error) {
+	whole := a.aligned(Sequence{Queries: a.Query.Rows, Keys: a.Key.Rows, Offset: a.Offset}, align)
 	args := C.AttendArgs{
 		out: C.ulonglong(a.Out.Data), lse: C.ulonglong(a.LSE), sinks: C.ulonglong(a.Sinks), counter: C.ulonglong(q.counter),
 		out_batch: C.longlong(a.Out.StrideB), out_head: C.longlong(a.Out.StrideH), out_row: C.longlong(a.Out.Stride),
 		lse_batch: C.longlong(a.LSEBatch), lse_head: C.longlong(a.LSEHead),
-		batch: C.int(a.Query.Batch), q_heads: C.int(a.Query.Heads), kv_heads: C.int(a.Key.Heads),
-		q_blocks: C.int(ceilDiv(a.Query.Rows, Tile)), q_len: C.int(a.Query.Rows), k_len: C.int(a.Key.Rows),
-		q_offset: C.int(a.Offset), band: C.int(a.Band), window: C.int(a.Window),
+		batch: C.int(a.sequences()), q_heads: C.int(a.Query.Heads), kv_heads: C.int(a.Key.Heads),
+		q_blocks: C.int(a.QueryBlocks()), q_len: whole.q_len, k_len: whole.k_len, q_offset: whole.q_offset, skip: whole.skip,
+		head_dim: C.int(a.Query.Dim), k_rows: C.int(a.Key.Rows), band: C.int(a.Band), window: C.int(a.Window),
 		scale: C.float(a.Scale), softcap: C.float(a.Softcap),
 	}
 	if a.Mask != nil {
 		args.row_ptr, args.cols = C.ulonglong(a.Mask.RowPtr), C.ulonglong(a.Mask.Cols)
 	}
-	return args
+	if a.Sequences == nil {
+		return args, nil
+	}
+	rows := make([]C.Sequence, len(a.Sequences))
+	for i, s := range a.Sequences {
+		rows[i] = a.aligned(s, align)
+	}
+	table, err := q.storeSequences(rows)
+	args.sequences = C.ulonglong(table)
+	return args, err
+}
+
+// aligned moves the start of a sequence down to a multiple of align in
+// position. Without causality every position lies behind all keys.
+func (a Attention) aligned(s Sequence, align int) C.Sequence {
+	skip, offset := s.Offset%align, s.Offset
+	if a.Full {
+		offset = s.Keys + skip
+	}
+	return C.Sequence{
+		q_row: C.int(s.QueryRow - skip), q_len: C.int(s.Queries + skip), k_row: C.int(s.KeyRow), k_len: C.int(s.Keys),
+		q_offset: C.int(offset - skip), skip: C.int(skip), box: C.int(s.Batch),
+	}
+}
+
+// storeSequences puts them into the queue's memory, in the order of its work.
+func (q *Queue) storeSequences(rows []C.Sequence) (Address, error) {
+	size := int(unsafe.Sizeof(C.Sequence{}))
+	if err := q.room(&q.table, len(rows)*size); err != nil {
+		return 0, err
+	}
+	for first := 0; first < len(rows); first += C.kTableRows {
+		args := C.TableArgs{table: C.ulonglong(q.table.at + Address(first*size))}
+		args.count = C.int(copy(args.rows[:], rows[first:]))
+		err := q.launch(launch{kernel: Kernel{Source: "table.cu", Least: 80}, entry: "store_table", grid: [3]int{1, 1},
+			threads: C.kTableRows, args: unsafe.Pointer(&args)})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return q.table.at, nil
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }

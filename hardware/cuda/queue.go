@@ -21,6 +21,48 @@ type Queue struct {
 	size    int
 	done    Address // counters of the index, zero between launches
 	heads   int     // that done has room for
+	table   buffer  // sequences of the last call that had some
+	parts   buffer  // of a call that is split over the keys
+	tickets buffer  // zero between launches
+}
+
+// buffer is device memory of a queue.
+type buffer struct {
+	at   Address
+	size int
+}
+
+// room makes a buffer hold size bytes; work that uses the old one is waited for.
+func (q *Queue) room(b *buffer, size int) error {
+	if size <= b.size {
+		return nil
+	}
+	if b.at != 0 {
+		if err := q.Wait(); err != nil {
+			return err
+		}
+		if err := q.device.Free(b.at); err != nil {
+			return err
+		}
+	}
+	*b = buffer{}
+	var err error
+	if b.at, err = q.device.Alloc(size); err == nil {
+		b.size = size
+	}
+	return err
+}
+
+// zeroRoom is room that starts as zeros.
+func (q *Queue) zeroRoom(b *buffer, size int) error {
+	if size <= b.size {
+		return nil
+	}
+	if err := q.room(b, size); err != nil {
+		return err
+	}
+	rc := C.trivium_cuda_fill(q.device.driver, q.device.context, C.uint64_t(b.at), 0, C.size_t(size), q.stream)
+	return q.device.check("cuMemsetD8Async", rc)
 }
 
 // NewQueue works on the caller's stream (a CUstream), or on one of its own when it is nil.
@@ -58,7 +100,7 @@ func (q *Queue) Wait() error {
 // Close waits for the work and releases the memory.
 func (q *Queue) Close() error {
 	err := q.Wait()
-	for _, a := range []*Address{&q.counter, &q.scratch, &q.done} {
+	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at} {
 		if freed := q.device.Free(*a); err == nil {
 			err = freed
 		}
@@ -111,8 +153,8 @@ func (t Tensor) validate(name string) error {
 	if t.Data == 0 || t.Batch < 1 || t.Heads < 1 || t.Rows < 1 {
 		return fmt.Errorf("cuda: %s is empty: %d x %d x %d x %d at %#x", name, t.Batch, t.Heads, t.Rows, t.Dim, uint64(t.Data))
 	}
-	if t.Dim != 64 && t.Dim != 128 {
-		return fmt.Errorf("cuda: %s has head_dim %d: want 64 or 128 (pad with zeros)", name, t.Dim)
+	if t.Dim < 8 || t.Dim > 128 || t.Dim%8 != 0 {
+		return fmt.Errorf("cuda: %s has head_dim %d: want a multiple of 8 up to 128 (pad with zeros; wider heads run on the CPU)", name, t.Dim)
 	}
 	if (uint64(t.Data)|uint64(t.StrideB*2)|uint64(t.StrideH*2)|uint64(t.Stride*2))%16 != 0 {
 		return fmt.Errorf("cuda: %s starts or steps off 16 bytes: copy it to contiguous memory", name)

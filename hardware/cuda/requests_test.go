@@ -24,7 +24,8 @@ func TestAttentionRefuses(t *testing.T) {
 		change func(*Attention)
 		say    string
 	}{
-		"head_dim":     {func(a *Attention) { a.Query.Dim = 96 }, "want 64 or 128"},
+		"odd head_dim": {func(a *Attention) { a.Query.Dim = 100 }, "multiple of 8 up to 128"},
+		"wide heads":   {func(a *Attention) { a.Query.Dim = 256 }, "multiple of 8 up to 128"},
 		"dims differ":  {func(a *Attention) { a.Value.Dim = 64 }, "want one"},
 		"heads":        {func(a *Attention) { a.Query.Heads = 7; a.Out.Heads = 7 }, "multiple of k heads"},
 		"lengths":      {func(a *Attention) { a.Value.Rows = 399 }, "k like v"},
@@ -34,6 +35,12 @@ func TestAttentionRefuses(t *testing.T) {
 		"output":       {func(a *Attention) { a.Out.Rows = 299 }, "shape of q"},
 		"no lse":       {func(a *Attention) { a.LSE = 0 }, "lse"},
 		"band of zero": {func(a *Attention) { a.Rotated = &rotated }, "distance of 1 or more"},
+		"full window":  {func(a *Attention) { a.Full, a.Window = true, 8 }, "without causality"},
+		"full bands":   {func(a *Attention) { a.Full, a.Rotated, a.Band = true, &rotated, 8 }, "without causality"},
+		"offset":       {func(a *Attention) { a.Offset = -1 }, "negative"},
+		"no entry":     {func(a *Attention) { a.Sequences = []Sequence{{Batch: 1, Queries: 1, Keys: 1}} }, "batch entry 1"},
+		"query rows":   {func(a *Attention) { a.Sequences = []Sequence{{QueryRow: 299, Queries: 2, Keys: 1}} }, "[299, 301)"},
+		"key rows":     {func(a *Attention) { a.Sequences = []Sequence{{Queries: 1, KeyRow: 100, Keys: 301}} }, "k has 400 rows"},
 	} {
 		a := good()
 		c.change(&a)
@@ -76,6 +83,95 @@ func TestSplitsCoverAllTiles(t *testing.T) {
 			t.Fatalf("%d tiles in %d splits for %d blocks", tiles, splits, blocks)
 		}
 	})
+}
+
+// Every token of a sequence is in the block of its position, whole or as parts of a batch.
+func TestAlignedSequences(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := Sequence{Batch: rapid.IntRange(0, 3).Draw(t, "batch"), QueryRow: rapid.IntRange(0, 500).Draw(t, "row"), Queries: rapid.IntRange(1, 500).Draw(t, "queries"),
+			KeyRow: rapid.IntRange(0, 500).Draw(t, "key row"), Keys: rapid.IntRange(1, 900).Draw(t, "keys"), Offset: rapid.IntRange(0, 900).Draw(t, "offset")}
+		full := rapid.Bool().Draw(t, "full")
+		a := Attention{Query: tensor(4, 2, 1000, 64), Sequences: []Sequence{s}, Full: full}
+		x := a.aligned(s, Tile)
+		if x.q_offset%Tile != 0 && !full || int(x.skip) != s.Offset%Tile || int(x.box) != s.Batch {
+			t.Fatalf("%+v of %+v: want its start on a block", x, s)
+		}
+		for i := range s.Queries {
+			row := i + int(x.skip) // as the kernels count
+			if int(x.q_row)+row != s.QueryRow+i || row >= int(x.q_len) || row/Tile >= a.QueryBlocks() {
+				t.Fatalf("query %d of %+v is row %d of %+v in %d blocks", i, s, row, x, a.QueryBlocks())
+			}
+			if position := int(x.q_offset) + row; !full && position != s.Offset+i || full && position < s.Keys-1 {
+				t.Fatalf("query %d of %+v is at %d of %+v", i, s, position, x)
+			}
+			if row/Tile != (s.Offset+i)/Tile-s.Offset/Tile {
+				t.Fatalf("query %d of %+v is in block %d", i, s, row/Tile)
+			}
+		}
+	})
+}
+
+func TestSplitsOfFewQueries(t *testing.T) {
+	for _, c := range []struct{ groups, rowTiles, keys, processors, shared, warps, most int }{
+		{8, 1, 131072, 132, 232448, 8, 132}, {1, 1, 131072, 132, 232448, 8, 132}, {256, 1, 131072, 132, 232448, 8, 528},
+		{8, 1, 1, 132, 232448, 8, 8}, {8, 4, 4096, 132, 232448, 8, 132}, {8, 1, 32768, 84, 101376, 4, 84},
+	} {
+		w := planSplit(splitWork{tensors: 2, rows: decodeRows, rowTiles: c.rowTiles, groups: c.groups}, c.keys, c.processors, c.shared)
+		if w.warps != c.warps || w.shared()+w.static() > c.shared {
+			t.Errorf("%+v: %d warps with %d bytes", c, w.warps, w.shared())
+		}
+		if w.splits < 1 || w.parts() > c.most || w.splits > ceilDiv(c.keys, Tile) {
+			t.Errorf("%+v: %d splits make %d blocks", c, w.splits, w.parts())
+		}
+		if c.keys >= 32768 && c.groups <= 8 && w.parts() < c.processors*3/4 {
+			t.Errorf("%+v: %d blocks leave processors idle", c, w.parts())
+		}
+	}
+}
+
+func TestWhoDecodes(t *testing.T) {
+	a := Attention{Query: tensor(1, 32, 1, 128), Key: tensor(1, 8, 4096, 128)}
+	if !a.decodes() {
+		t.Error("one query in groups of four: want it split over the keys")
+	}
+	a.Query.Rows = 17
+	if a.decodes() {
+		t.Error("17 queries in groups of four: want prefill")
+	}
+	a.Sequences = []Sequence{{Queries: 3}, {Queries: 16}}
+	if !a.decodes() {
+		t.Error("at most 16 queries a sequence: want them split over the keys")
+	}
+	a.Mask = &Mask{}
+	if a.decodes() {
+		t.Error("a mask: want prefill")
+	}
+}
+
+func TestRotationRefuses(t *testing.T) {
+	good := func() Rotation {
+		return Rotation{In: tensor(1, 8, 300, 128), Out: tensor(1, 8, 300, 128), Applied: make([]float64, 64), InvFreq: make([]float64, 64)}
+	}
+	if err := good().validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*Rotation)
+		say    string
+	}{
+		"shape":    {func(r *Rotation) { r.Out.Rows = 299 }, "the shape of q"},
+		"odd":      {func(r *Rotation) { r.Applied, r.InvFreq = r.Applied[:5], r.InvFreq[:5] }, "5 and 5 frequencies"},
+		"none":     {func(r *Rotation) { r.Applied, r.InvFreq = nil, nil }, "0 and 0 frequencies"},
+		"too many": {func(r *Rotation) { r.In.Dim, r.Out.Dim = 96, 96 }, "head_dim 96"},
+		"differ":   {func(r *Rotation) { r.Applied = r.Applied[:32] }, "64 and 32"},
+		"rows":     {func(r *Rotation) { r.Sequences = []Sequence{{QueryRow: 200, Queries: 101}} }, "[200, 301)"},
+	} {
+		r := good()
+		c.change(&r)
+		if err := r.validate(); err == nil || !strings.Contains(err.Error(), c.say) {
+			t.Errorf("%s: error %v, want one that says %q", name, err, c.say)
+		}
+	}
 }
 
 // The kernels rely on these limits of a Hopper block.

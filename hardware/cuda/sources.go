@@ -52,10 +52,20 @@ const (
 	Window  Feature = "WINDOW"  // keys at a distance drop out
 	Softcap Feature = "SOFTCAP" // scores pass through softcap*tanh(x/softcap)
 	Sinks   Feature = "SINKS"   // a logit for each head joins the sum
+	Probing Feature = "PROBE"   // the decode kernel measures coverage instead
 )
 
+// compiledDim is the head_dim of the kernel that takes headDim: the columns
+// that are missing are read as zeros.
+func compiledDim(headDim int) int {
+	if headDim <= 64 {
+		return 64
+	}
+	return 128
+}
+
 func attendKernel(source string, capability int, exact bool, headDim int, half bool, features ...Feature) Kernel {
-	defines := []string{"HEAD_DIM=" + strconv.Itoa(headDim)}
+	defines := []string{"HEAD_DIM=" + strconv.Itoa(compiledDim(headDim))}
 	if half {
 		defines = append(defines, "FP16")
 	}
@@ -77,9 +87,14 @@ func Kernels() []Kernel {
 				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, f...),
 					attendKernel("attend_sm80.cu", 80, false, headDim, half, f...))
 			}
+			for _, f := range [][]Feature{nil, {Bands}, {Bands, Window, Softcap, Sinks}} {
+				all = append(all, attendKernel("decode.cu", 80, false, headDim, half, f...),
+					attendKernel("decode.cu", 80, false, headDim, half, append(slices.Clone(f), Probing)...))
+			}
 			all = append(all, scoresKernel(headDim, half))
 		}
 	}
+	all = append(all, Kernel{Source: "table.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"))
 	for _, element := range []string{"", "FP16", "FLOAT_INPUT"} {
 		all = append(all, indexKernel("flexindex_select.cu", element), indexKernel("flexindex_scores_plain.cu", element))
 	}

@@ -19,7 +19,7 @@ struct Work { int batch, head, block, begin, count; Sequence seq; };
 
 __device__ __forceinline__ Sequence sequence_of(const AttendArgs& a, int batch) {
   if (a.sequences) return a.sequences[batch];
-  return Sequence{0, a.q_len, 0, a.k_len, a.q_offset};
+  return Sequence{-a.skip, a.q_len, 0, a.k_len, a.q_offset, a.skip, batch, 0};
 }
 
 // Item t: key heads outermost, query blocks from the last to the first, the query heads of the key head innermost.
@@ -154,7 +154,7 @@ __device__ __forceinline__ bool softmax(float (&s)[N], RowState& st, float (&res
 
 // Ends the softmax of the thread's two rows, row0 and row0 + 8 of the sequence: writes their LSE, and leaves in inv what
 // the accumulator is to be multiplied by.
-__device__ __forceinline__ void finish_rows(const AttendArgs& a, const Sequence& seq, int batch, int head, int row0,
+__device__ __forceinline__ void finish_rows(const AttendArgs& a, const Sequence& seq, int head, int row0,
                                             const RowState& st, float scale_log2, float (&inv)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -172,9 +172,8 @@ __device__ __forceinline__ void finish_rows(const AttendArgs& a, const Sequence&
 #endif
     inv[r] = l > 0.0f ? factor / l : 0.0f;
     const int row = row0 + 8 * r;
-    if ((threadIdx.x & 3) == 0 && row < seq.q_len) {
-      const int lse_batch = a.sequences ? 0 : batch;
-      a.lse[lse_batch * a.lse_batch + head * a.lse_head + seq.q_row + row] =
+    if ((threadIdx.x & 3) == 0 && row >= seq.skip && row < seq.q_len) {
+      a.lse[seq.box * a.lse_batch + head * a.lse_head + seq.q_row + row] =
           l > 0.0f ? (top + log2_approx(l)) * 0.69314718f : NEG_INF;
     }
   }

@@ -4,19 +4,27 @@
 
 #include "device_pointer.h"
 
-// One batch entry of a packed batch, in rows of the tensors and in tokens.
-typedef struct Sequence { int q_row, q_len, k_row, k_len, q_offset; } Sequence;
+// One sequence of a packed or padded batch, in rows of the tensors and in tokens. Its query blocks lie on multiples of 128
+// positions: `skip` rows before its first query complete the first block, and q_row, q_len and q_offset count from there.
+typedef struct Sequence {
+  int q_row, q_len, k_row, k_len, q_offset;
+  int skip;  // rows below this belong to nobody
+  int box;   // entry of the tensors' batch axis
+  int unused;
+} Sequence;
 
 typedef struct AttendArgs {
   DEVICE(void) out;                  // [batch, q_heads, q_len, head_dim], strides below in elements
   DEVICE(float) lse;                 // [batch, q_heads, q_len], natural logarithm
   DEVICE(const int) row_ptr;         // CSR over (batch, head, query block); null: every causal tile
   DEVICE(const int) cols;            // ascending key blocks of each row
-  DEVICE(const Sequence) sequences;  // null: every batch entry has q_len, k_len, q_offset
+  DEVICE(const Sequence) sequences;  // [batch]; null: every entry of the batch axis has q_len, k_len, q_offset, skip
   DEVICE(const float) sinks;         // [q_heads] logits, SINKS only
   DEVICE(unsigned int) counter;      // two words, zero before the first launch; every launch leaves them zero
   long long out_batch, out_head, out_row, lse_batch, lse_head;
-  int batch, q_heads, kv_heads, q_blocks, q_len, k_len, q_offset;
+  int batch, q_heads, kv_heads, q_blocks, q_len, k_len, q_offset, skip;
+  int head_dim;                      // of the tensors; columns from here to HEAD_DIM are zeros
+  int k_rows;                        // of the key and value tensors
   int band;                          // distances >= band use the second rotation (BANDS)
   int window;                        // keys at distance >= window are dropped (WINDOW)
   float scale, softcap;

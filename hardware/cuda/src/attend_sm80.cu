@@ -5,40 +5,20 @@
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS, WINDOW, SOFTCAP, SINKS.
 #include "attend.cuh"
+#include "mma.cuh"
 
 constexpr int kKeys = 64;                          // keys of a step
-constexpr int kRowBytes = HEAD_DIM * 2;
-constexpr int kChunks = HEAD_DIM / 8;              // 16-byte chunks of a row
 constexpr int kQueryBytes = kTile * kRowBytes;
 constexpr int kStepBytes = kKeys * kRowBytes;      // of K, and of V
 constexpr int kOut = HEAD_DIM / 2;
 
-// Rows are kept with their 16-byte chunks exchanged by row, which frees ldmatrix of bank conflicts.
-__device__ __forceinline__ u32 chunk_at(u32 base, int row, int chunk) { return base + row * kRowBytes + ((chunk ^ (row & 7)) * 16); }
-
-__device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
-// Rows [first, first + rows) of x, zeros from `end` on.
-__device__ __forceinline__ void copy_rows(u32 to, const void* x, long long base, long long stride, int first, int rows, int end) {
+// Rows [first, first + rows) of x, zeros before `begin`, from `end` on and from column head_dim on.
+__device__ __forceinline__ void copy_rows(u32 to, const void* x, long long base, long long stride, int first, int rows, int begin, int end, int head_dim) {
   for (int i = threadIdx.x; i < rows * kChunks; i += 256) {
     const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = first + row < end;
-    copy_async(chunk_at(to, row, chunk), (const char*)x + 2 * (base + (valid ? (first + row) * stride : 0)) + 16 * chunk, valid);
+    const bool valid = first + row >= begin && first + row < end && chunk * 8 < head_dim;
+    copy_async(chunk_at(to, row, chunk), (const char*)x + 2 * (base + (valid ? (first + row) * stride + 8 * chunk : 0)), valid);
   }
-}
-
-__device__ __forceinline__ void ldmatrix_transposed_x4(u32 address, u32 (&a)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
-}
-__device__ __forceinline__ void mma(float* d, const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // S = Q K^T for the warp's 16 rows and 64 keys.
@@ -122,12 +102,12 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend_plain(const __grid_c
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   const Work w = decode(a, blockIdx.x);
   if (w.block < 0) return;
-  const int kv_head = w.head / (a.q_heads / a.kv_heads), box = a.sequences ? 0 : w.batch, first = w.block * kTile;
+  const int kv_head = w.head / (a.q_heads / a.kv_heads), box = w.seq.box, first = w.block * kTile;
   const int q_end = w.seq.q_row + w.seq.q_len, k_end = w.seq.k_row + w.seq.k_len;
   const long long k_base = box * x.k_batch + kv_head * x.k_head, v_base = box * x.v_batch + kv_head * x.v_head;
-  copy_rows(queries, x.q, box * x.q_batch + w.head * x.q_head, x.q_row, w.seq.q_row + first, kTile, q_end);
+  copy_rows(queries, x.q, box * x.q_batch + w.head * x.q_head, x.q_row, w.seq.q_row + first, kTile, w.seq.q_row + w.seq.skip, q_end, a.head_dim);
 #ifdef BANDS
-  copy_rows(queries + kQueryBytes, x.q2, box * x.q2_batch + w.head * x.q2_head, x.q2_row, w.seq.q_row + first, kTile, q_end);
+  copy_rows(queries + kQueryBytes, x.q2, box * x.q2_batch + w.head * x.q2_head, x.q2_row, w.seq.q_row + first, kTile, w.seq.q_row + w.seq.skip, q_end, a.head_dim);
 #endif
 #ifdef SOFTCAP
   const float scale_log2 = 1.44269504f;
@@ -142,8 +122,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend_plain(const __grid_c
 
   auto load = [&](const Steps& step, int slot) {
     const u32 to = ring + slot * 2 * kStepBytes;
-    copy_rows(to, x.k, k_base, x.k_row, w.seq.k_row + step.key(), kKeys, k_end);
-    copy_rows(to + kStepBytes, x.v, v_base, x.v_row, w.seq.k_row + step.key(), kKeys, k_end);
+    copy_rows(to, x.k, k_base, x.k_row, w.seq.k_row + step.key(), kKeys, w.seq.k_row, k_end, a.head_dim);
+    copy_rows(to + kStepBytes, x.v, v_base, x.v_row, w.seq.k_row + step.key(), kKeys, w.seq.k_row, k_end, a.head_dim);
   };
   Steps step(a, w), ahead(a, w);
   bool more = ahead.next();
@@ -172,12 +152,13 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend_plain(const __grid_c
   }
   copy_wait<0>();
   float inv[2];
-  finish_rows(a, w.seq, w.batch, w.head, row, st, scale_log2, inv);
+  finish_rows(a, w.seq, w.head, row, st, scale_log2, inv);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (row + 8 * r >= w.seq.q_len) continue;
+    if (row + 8 * r < w.seq.skip || row + 8 * r >= w.seq.q_len) continue;
     u32* out = (u32*)((char*)a.out + 2 * (box * a.out_batch + w.head * a.out_head + (long long)(w.seq.q_row + row + 8 * r) * a.out_row));
 #pragma unroll
-    for (int t = 0; t < HEAD_DIM / 8; ++t) out[4 * t + (lane & 3)] = pack(o[4 * t + 2 * r] * inv[r], o[4 * t + 2 * r + 1] * inv[r]);
+    for (int t = 0; t < HEAD_DIM / 8; ++t)
+      if (8 * t < a.head_dim) out[4 * t + (lane & 3)] = pack(o[4 * t + 2 * r] * inv[r], o[4 * t + 2 * r + 1] * inv[r]);
   }
 }

@@ -28,12 +28,13 @@ constexpr int kPlans = 2;
 struct Plan {
   int count;       // columns here; < 0 ends the kernel
   int first, last; // the first and the last part of the item
-  int batch, head, block, kv_head, q_row, k_row;
+  int batch, box, head, block, kv_head, q_row, k_row;
+  int k_end;       // keys of the sequence where others follow in the tensor; otherwise kColumn
   int columns[32];  // kFar marks the second rotation
 };
 
 struct Shared {
-  alignas(8) u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  alignas(8) u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages], v_raw;
   u64 plan_full[kPlans], plan_empty[kPlans];
   u32 k_info[kStages];
   int batch, head, block, rows;  // the item of the query tile; rows < 0 ends the kernel, rows == 0 means no tile
@@ -102,8 +103,10 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
         p->first = first;
         p->last = last;
         p->batch = w.batch; p->head = w.head; p->block = w.block; p->kv_head = w.head / group;
+        p->box = w.seq.box;
         p->q_row = w.seq.q_row + w.block * kTile;
         p->k_row = w.seq.k_row;
+        p->k_end = w.seq.k_row + w.seq.k_len < a.k_rows ? w.seq.k_len : kColumn;
       }
       barrier_arrive(BAR(plan_full[slot]));
       if (++slot == kPlans) { slot = 0; phase ^= 1; }
@@ -131,15 +134,14 @@ __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh,
     const Plan* p = &sh->plans[plan_slot];
     const int count = p->count;
     if (p->first) {
-      const int box_batch = a.sequences ? 0 : p->batch;
       barrier_wait(BAR(q_empty), q_phase);
       q_phase ^= 1;
       sh->batch = p->batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
       if (count > 0) {
         barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
-        copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, box_batch);
+        copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, p->box);
 #ifdef BANDS
-        copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, box_batch);
+        copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, p->box);
 #endif
       } else {
         barrier_arrive(BAR(q_full));  // an empty row, or the end
@@ -151,36 +153,67 @@ __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh,
   }
 }
 
-// One thread copies K tiles, and V tiles one behind: the order in which the consumers free the slots.
+// Loads a V tile. Rows from `valid` on belong to other sequences: a NaN among them would pass a weight of zero, so they
+// are set to zero before the consumers see the tile. The whole warp calls it.
+__device__ __forceinline__ void load_values(Shared* sh, u32 slot, u32 tile, const TensorMap* map_v, int row, int valid, int head,
+                                            int box, u32& raw_phase) {
+  const int lane = threadIdx.x & 31;
+  if (valid >= kTile) {
+    if (lane == 0) {
+      barrier_expect(BAR(v_full[slot]), kTileBytes);
+      copy_tile(tile, map_v, BAR(v_full[slot]), row, head, box);
+    }
+    return;
+  }
+  if (lane == 0) {
+    barrier_expect(BAR(v_raw), kTileBytes);
+    copy_tile(tile, map_v, BAR(v_raw), row, head, box);
+  }
+  barrier_wait(BAR(v_raw), raw_phase);
+  raw_phase ^= 1;
+#pragma unroll 1
+  for (int i = max(valid, 0) * 8 + lane; i < kTile * 8; i += 32)
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile + h * kHalfBytes + i * 16), "r"(0) : "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncwarp();
+  if (lane == 0) barrier_arrive(BAR(v_full[slot]));
+}
+
+// One warp copies K tiles, and V tiles one behind: the order in which the consumers free the slots.
 __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_ring, u32 v_ring, const TensorMap* map_k,
                                         const TensorMap* map_v) {
-  u32 plan_phase = 0, plan_slot = 0;
+  const int lane = threadIdx.x & 31;
+  u32 plan_phase = 0, plan_slot = 0, raw_phase = 0;
   Ring kr = {0, 1}, vr = {0, 1};
-  int v_row = -1;
+  int v_row = 0, v_valid = -1;  // of the tile before; -1: none
   while (true) {
     barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
     const Plan* p = &sh->plans[plan_slot];
-    const int count = p->count, batch = p->batch, kv_head = p->kv_head, k_row = p->k_row, last_part = p->last;
-    const int box_batch = a.sequences ? 0 : batch;
+    const int count = p->count, box = p->box, kv_head = p->kv_head, k_row = p->k_row, k_end = p->k_end, last_part = p->last;
     if (count < 0) break;
     for (int e = 0; e < count; ++e) {
       const u32 c = p->columns[e];
-      const int row = k_row + (int)(c & kColumn) * kTile;
+      const int row = k_row + (int)(c & kColumn) * kTile, valid = k_end - (int)(c & kColumn) * kTile;
       const bool last = last_part && e == count - 1;
       barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
-      sh->k_info[kr.slot] = c | (last ? kLast : 0);
-      barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
-      copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box_batch);
+      if (lane == 0) {
+        sh->k_info[kr.slot] = c | (last ? kLast : 0);
+        barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
+        copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box);
+      }
       kr.next();
-      for (int behind = v_row < 0; behind < 1 + last; ++behind) {  // the tile before; after the last tile itself too
+      for (int behind = v_valid < 0; behind < 1 + last; ++behind) {  // the tile before; after the last tile itself too
         barrier_wait(BAR(v_empty[vr.slot]), vr.phase);
-        barrier_expect(BAR(v_full[vr.slot]), kTileBytes);
-        copy_tile(v_ring + vr.slot * kTileBytes, map_v, BAR(v_full[vr.slot]), behind ? row : v_row, kv_head, box_batch);
+        load_values(sh, vr.slot, v_ring + vr.slot * kTileBytes, map_v, behind ? row : v_row, behind ? valid : v_valid, kv_head, box, raw_phase);
         vr.next();
       }
-      v_row = last ? -1 : row;
+      v_row = row;
+      v_valid = last ? -1 : max(valid, 0);
     }
-    barrier_arrive(BAR(plan_empty[plan_slot]));
+    __syncwarp();  // the plan has been read by all lanes
+    if (lane == 0) barrier_arrive(BAR(plan_empty[plan_slot]));
     if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
   }
 }
@@ -201,7 +234,7 @@ __device__ __forceinline__ void pack_scores(u32 (&p)[8][4], const float (&s)[64]
 
 // Writes the 16 rows of this warp: registers -> swizzled shared memory -> 16-byte stores of whole rows.
 __device__ __forceinline__ void write_rows(const AttendArgs& a, const float (&o)[kOut], const float (&inv)[2], u32 stage,
-                                           const Sequence& seq, int batch, int head, int row0) {
+                                           const Sequence& seq, int head, int row0) {
   const int lane = threadIdx.x & 31;
   constexpr int chunks = HEAD_DIM / 8, pitch = HEAD_DIM * 2, at_once = 32 / chunks;
 #pragma unroll
@@ -212,29 +245,28 @@ __device__ __forceinline__ void write_rows(const AttendArgs& a, const float (&o)
                 pack(x[2] * inv[1], x[3] * inv[1]), pack(x[4] * inv[0], x[5] * inv[0]), pack(x[6] * inv[1], x[7] * inv[1]));
   }
   __syncwarp();
-  const int out_batch = a.sequences ? 0 : batch;
-  char* base = (char*)a.out + 2 * (out_batch * a.out_batch + head * a.out_head + (long long)(seq.q_row + row0) * a.out_row);
+  char* base = (char*)a.out + 2 * (seq.box * a.out_batch + head * a.out_head + (long long)(seq.q_row + row0) * a.out_row);
 #pragma unroll
   for (int it = 0; it < 16 / at_once; ++it) {
     const int row = it * at_once + lane / chunks, chunk = lane % chunks;
     u32 x, y, z, t;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x), "=r"(y), "=r"(z), "=r"(t)
                  : "r"(stage + row * pitch + ((chunk ^ (row & 7)) * 16)));
-    if (row0 + row < seq.q_len)
+    if (row0 + row >= seq.skip && row0 + row < seq.q_len && chunk * 8 < a.head_dim)
       asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(base + 2 * row * a.out_row + chunk * 16), "r"(x), "r"(y), "r"(z), "r"(t) : "memory");
   }
   __syncwarp();
 }
 
-struct Item { int rows, batch, head, block; Sequence seq; };
+struct Item { int rows, head, block; Sequence seq; };
 
 // Normalises and writes the rows of a finished item.
 __device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, const float (&o)[kOut], const RowState& st,
                                        float scale_log2, u32 stage, int row_in_tile) {
   const int lane = threadIdx.x & 31, row0 = item.block * kTile + row_in_tile;
   float inv[2];
-  finish_rows(a, item.seq, item.batch, item.head, row0 + lane / 4, st, scale_log2, inv);
-  write_rows(a, o, inv, stage, item.seq, item.batch, item.head, row0);
+  finish_rows(a, item.seq, item.head, row0 + lane / 4, st, scale_log2, inv);
+  write_rows(a, o, inv, stage, item.seq, item.head, row0);
 }
 
 // Soft cap and mask of one tile of scores.
@@ -268,8 +300,8 @@ __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& 
   if ((threadIdx.x & 31) == 0) { r[0] = sh->rows; r[1] = sh->batch; r[2] = sh->head; r[3] = sh->block; }
 #pragma unroll
   for (int i = 0; i < 4; ++i) r[i] = __shfl_sync(~0u, r[i], 0);
-  Item x = {r[0], r[1], r[2], r[3], {}};
-  if (x.rows >= 0) x.seq = sequence_of(a, x.batch);
+  Item x = {r[0], r[2], r[3], {}};
+  if (x.rows >= 0) x.seq = sequence_of(a, r[1]);
   return x;
 }
 
@@ -428,6 +460,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x == 0) {
     barrier_init(BAR(q_full), 1);
     barrier_init(BAR(q_empty), 8);
+    barrier_init(BAR(v_raw), 1);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(BAR(k_full[i]), 1);
       barrier_init(BAR(k_empty[i]), 8);
@@ -444,7 +477,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x < 128) {
     registers_give<40>();
     if (threadIdx.x >= 32 && threadIdx.x < 64) plan_items(a, sh);
-    if (threadIdx.x == 0) produce(a, sh, k_ring, v_ring, &map_k, &map_v);
+    if (threadIdx.x < 32) produce(a, sh, k_ring, v_ring, &map_k, &map_v);
     if (threadIdx.x == 64) produce_queries(a, sh, q_tile, &map_q, &map_q2);
   } else {
     registers_take<232>();

@@ -126,8 +126,18 @@ class AttendArgs(C.Structure):
     _fields_ = ([("out", C.c_void_p), ("lse", C.c_void_p), ("row_ptr", C.c_void_p), ("cols", C.c_void_p),
                  ("sequences", C.c_void_p), ("sinks", C.c_void_p), ("counter", C.c_void_p)]
                 + [(n, C.c_longlong) for n in ("out_batch", "out_head", "out_row", "lse_batch", "lse_head")]
-                + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "q_blocks", "q_len", "k_len", "q_offset", "band", "window")]
+                + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "q_blocks", "q_len", "k_len", "q_offset", "skip", "head_dim", "k_rows", "band", "window")]
                 + [("scale", C.c_float), ("softcap", C.c_float)])
+
+
+def compiled_dim(d):
+    return 64 if d <= 64 else 128
+
+
+def aligned(sequences, step=128):
+    """Rows (q_row, q_len, k_row, k_len, q_offset, box) as the kernels take them: blocks on multiples of step in position."""
+    rows = [(q - o % step, n + o % step, k, m, o - o % step, o % step, box, 0) for q, n, k, m, o, box in sequences]
+    return torch.tensor(rows, dtype=torch.int32, device="cuda")
 
 
 class Attend:
@@ -135,31 +145,37 @@ class Attend:
 
     def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, extra=(), cubin=None, source="attend_sm90.cu"):
         on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks)]
+        head_dim = compiled_dim(head_dim)
         self.module = Module(source, ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x] + list(extra), cubin=cubin)
         self.shared = (6 + bands) * 128 * head_dim * 2 + 1024 + 768
         self.f = self.module.function("attend", self.shared)
         self.counter = torch.zeros(2, dtype=torch.int32, device="cuda")
         self.sms = torch.cuda.get_device_properties(0).multi_processor_count
 
-    def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, q_offset=0, band=0, window=0,
-                softcap=0.0, scale=None, q_len=None):
-        """q, k, v, out as [batch, heads, n, head_dim]; mask = (row_ptr, cols). Returns a function that launches."""
+    align = 128
+
+    def arguments(self, q, k, v, out, lse, mask=None, sequences=None, sinks=None, q_offset=0, band=0, window=0, softcap=0.0, scale=None):
         b, hq, n, d = q.shape
         p = lambda t: 0 if t is None else t.data_ptr()
+        skip, batch = q_offset % self.align, b
+        n, q_offset = n + skip, q_offset - skip
         nb = (n + 127) // 128
-        batch = b
         if sequences is not None:
             batch = sequences.shape[0]
             nb = (int(sequences[:, 1].max()) + 127) // 128
-        if mask is not None and sequences is None:
-            assert mask[0].numel() == b * hq * nb + 1
-        a = AttendArgs(out=p(out), lse=p(lse), row_ptr=p(mask and mask[0]), cols=p(mask and mask[1]), sequences=p(sequences),
+        if mask is not None:
+            assert mask[0].numel() == batch * hq * nb + 1
+        return AttendArgs(out=p(out), lse=p(lse), row_ptr=p(mask and mask[0]), cols=p(mask and mask[1]), sequences=p(sequences),
                        sinks=p(sinks), counter=p(self.counter), out_batch=out.stride(0), out_head=out.stride(1),
                        out_row=out.stride(2), lse_batch=lse.stride(0), lse_head=lse.stride(1), batch=batch, q_heads=hq,
-                       kv_heads=k.shape[1], q_blocks=nb, q_len=n, k_len=k.shape[2], q_offset=q_offset, band=band, window=window,
-                       scale=d ** -0.5 if scale is None else scale, softcap=softcap)
+                       kv_heads=k.shape[1], q_blocks=nb, q_len=n, k_len=k.shape[2], q_offset=q_offset, skip=skip, head_dim=d, k_rows=k.shape[2],
+                       band=band, window=window, scale=d ** -0.5 if scale is None else scale, softcap=softcap)
+
+    def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, **numbers):
+        """q, k, v, out as [batch, heads, n, head_dim]; mask = (row_ptr, cols). Returns a function that launches."""
+        a = self.arguments(q, k, v, out, lse, mask, sequences, sinks, **numbers)
         maps = [tensor_map(q, 128), tensor_map(q if q2 is None else q2, 128), tensor_map(k, 128), tensor_map(v, 128)]
-        grid = (min(self.sms, batch * hq * nb),)
+        grid = (min(self.sms, a.batch * a.q_heads * a.q_blocks),)
         tensors = dict(q=q, q2=q if q2 is None else q2, k=k, v=v)
         hold = (out, lse, mask, sequences, sinks)
         return lambda _hold=hold: self.start(grid, maps, a, tensors)
@@ -178,6 +194,7 @@ class AttendPlain(Attend):
 
     def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, arch="sm_90a"):
         on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks)]
+        head_dim = compiled_dim(head_dim)
         self.module = Module("attend_sm80.cu", ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x], arch)
         self.shared = (1 + bands) * 128 * head_dim * 2 + 4 * 64 * head_dim * 2
         self.f = self.module.function("attend_plain", self.shared)
@@ -185,9 +202,102 @@ class AttendPlain(Attend):
         self.sms = 1 << 30
 
     def start(self, grid, maps, a, tensors):
-        x = AttendPlainArgs(a=a, **{n: t.data_ptr() for n, t in tensors.items()},
-                            **{"%s_%s" % (n, axis): t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("batch", "head", "row"))})
-        launch(self.f, grid, 256, self.shared, [x])
+        launch(self.f, grid, 256, self.shared, [plain_args(a, tensors)])
+
+
+def plain_args(a, tensors):
+    return AttendPlainArgs(a=a, **{n: t.data_ptr() for n, t in tensors.items()},
+                           **{"%s_%s" % (n, axis): t.stride(i) for n, t in tensors.items() for i, axis in enumerate(("batch", "head", "row"))})
+
+
+class DecodeArgs(C.Structure):
+    _fields_ = ([("x", AttendPlainArgs)] + [(n, C.c_void_p) for n in ("partial", "partial_rows", "done", "probe_rows", "dense", "kept")]
+                + [(n, C.c_int) for n in ("splits", "row_tiles", "probes")])
+
+
+class Decode(Attend):
+    """One compiled variant of decode.cu."""
+    align, rows, tensors = 1, 16, 2
+
+    def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, probe=False, arch="sm_90a"):
+        on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks), ("PROBE", probe)]
+        self.dim = compiled_dim(head_dim)
+        self.module = Module("decode.cu", ["HEAD_DIM=%d" % self.dim] + [n for n, x in on if x], arch)
+        if probe:
+            self.rows, self.tensors = 64 // (1 + bands), 1
+        self.shared = 8 * 3 * self.tensors * 4096
+        self.f = self.module.function("decode", self.shared)
+        self.sms = torch.cuda.get_device_properties(0).multi_processor_count
+        self.counter = torch.zeros(2, dtype=torch.int32, device="cuda")
+
+    def split(self, a, q, k, v, q2, groups, row_tiles, hold, **more):
+        splits = splits_of(groups * row_tiles, -(-k.shape[2] // 128), self.sms)
+        parts = groups * row_tiles * splits
+        new = lambda *s: torch.full(s, float("nan"), device="cuda")
+        partial, partial_rows = new(parts, 16, self.dim if self.tensors == 2 else 0), new(parts, self.rows, 2)
+        done = torch.zeros(groups * row_tiles, dtype=torch.int32, device="cuda")
+        x = DecodeArgs(x=plain_args(a, dict(q=q, q2=q if q2 is None else q2, k=k, v=v)), partial=partial.data_ptr(),
+                       partial_rows=partial_rows.data_ptr(), done=done.data_ptr(), splits=splits, row_tiles=row_tiles, **more)
+        hold = (hold, partial, partial_rows, done, q, k, v, q2)
+        return lambda _hold=hold: launch(self.f, (row_tiles * splits, groups), 256, self.shared, [x])
+
+    def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, **numbers):
+        a = self.arguments(q, k, v, out, lse, mask, sequences, sinks, **numbers)
+        longest = q.shape[2] if sequences is None else int(sequences[:, 1].max())
+        return self.split(a, q, k, v, q2, a.batch * k.shape[1], -(-(q.shape[1] // k.shape[1]) * longest // self.rows), (out, lse, sequences, sinks))
+
+    def probe(self, q, k, lse, rows, q2=None, sequences=None, sinks=None, **numbers):
+        """rows: int32 [sequences, heads, probes]. Returns a function that launches, and the dense LSE and the kept mass."""
+        a = self.arguments(q, k, k, q, lse, None, sequences, sinks, **numbers)
+        dense, kept = torch.full(rows.shape, float("nan"), device="cuda"), torch.full(rows.shape, float("nan"), device="cuda")
+        go = self.split(a, q, k, k, q2, a.batch * q.shape[1], -(-rows.shape[2] // self.rows), (lse, rows, sequences, sinks, dense, kept),
+                        probe_rows=rows.data_ptr(), dense=dense.data_ptr(), kept=kept.data_ptr(), probes=rows.shape[2])
+        return go, dense, kept
+
+
+def splits_of(blocks, tiles, sms):
+    """Runs of keys for each block: the fewest waves, a block's start and end counted as two tiles."""
+    cost = lambda s: -(-s * blocks // sms) * (-(-tiles // s) + 2)
+    return min((s for s in range(1, tiles + 1) if s == 1 or s * blocks <= 4 * sms), key=cost)
+
+
+class SequenceRow(C.Structure):
+    _fields_ = [(n, C.c_int) for n in ("q_row", "q_len", "k_row", "k_len", "q_offset", "skip", "box", "unused")]
+
+
+class TableArgs(C.Structure):
+    _fields_ = [("table", C.c_void_p), ("count", C.c_int), ("rows", SequenceRow * 64)]
+
+
+def store_table(rows):
+    """The rows of aligned() through the kernel that the host code uses."""
+    out = torch.full((len(rows), 8), -1, dtype=torch.int32, device="cuda")
+    f = Module("table.cu", arch="sm_80").function("store_table")
+    for first in range(0, len(rows), 64):
+        part = rows[first:first + 64]
+        x = TableArgs(table=out[first:].data_ptr(), count=len(part), rows=(SequenceRow * 64)(*[SequenceRow(*r) for r in part]))
+        launch(f, (1,), 64, 0, [x])
+    return out
+
+
+class RotateArgs(C.Structure):
+    _fields_ = ([("input", C.c_void_p), ("out", C.c_void_p), ("sequences", C.c_void_p)]
+                + [(n, C.c_longlong) for n in ("in_batch", "in_head", "in_row", "out_batch", "out_head", "out_row", "modulo", "group")]
+                + [(n, C.c_double) for n in ("scale", "offset", "limit")] + [("applied", C.c_double * 64), ("wanted", C.c_double * 64)]
+                + [(n, C.c_int) for n in ("batch", "heads", "rows", "q_offset", "head_dim", "pairs", "interleaved", "start")])
+
+
+class Rotate:
+    def __init__(self, fp16=False):
+        self.f = Module("rotate.cu", ["FP16"] if fp16 else [], "sm_80").function("rotate")
+
+    def prepare(self, q, out, applied, wanted, q_offset=0, modulo=0, group=0, scale=1.0, offset=0.0, limit=0.0, interleaved=False, start=0):
+        b, h, n, d = q.shape
+        a = RotateArgs(input=q.data_ptr(), out=out.data_ptr(), in_batch=q.stride(0), in_head=q.stride(1), in_row=q.stride(2),
+                       out_batch=out.stride(0), out_head=out.stride(1), out_row=out.stride(2), modulo=modulo, group=group, scale=scale,
+                       offset=offset, limit=limit, applied=(C.c_double * 64)(*applied), wanted=(C.c_double * 64)(*wanted), batch=b, heads=h,
+                       rows=n, q_offset=q_offset, head_dim=d, pairs=len(wanted), interleaved=int(interleaved), start=start)
+        return lambda _hold=(q, out): launch(self.f, (-(-n // 4), b), 256, 0, [a])
 
 
 def csr(mask):
