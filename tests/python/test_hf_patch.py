@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import narwhals as nw
+import numpy as np
 import pytest
 import torch
 import trivium
@@ -150,5 +152,54 @@ def test_interleaved_rope_is_refused() -> None:
     config = CohereConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(trivium.InvalidArgument, match="neighbouring pairs"):
-        with trivium.hf.patch(model, attention="dense", position="string"):
+        with trivium.hf.patch(model, attention="dense", position={"strategy": "string", "local": 16}):
             pass
+
+
+def test_a_position_plan_is_made_once_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a layer; for a model with two ropes, once for each."""
+    made: list[int] = []
+    plan = trivium.Position.plan
+
+    def counted(self: trivium.Position, **arguments: Any) -> trivium.PositionPlan:
+        made.append(arguments["length"])
+        return plan(self, **arguments)
+
+    monkeypatch.setattr(trivium.Position, "plan", counted)
+    for family, ropes in (("llama", 1), ("gemma3-layer-types", 2)):
+        made.clear()
+        model = build(family)
+        with trivium.hf.patch(model, attention="dense", position={"strategy": "string", "local": 16}):
+            for length in (40, 55):
+                logits(model, tokens(1, length))
+        assert made == [40] * ropes + [55] * ropes
+
+
+def test_each_head_its_own_gamma(model: Any) -> None:
+    """A list has one value for each query head; the reports follow it."""
+    ids = tokens(1, 256)
+    choice = {"strategy": "flexprefill", "gamma": [1.0, 0.3, 1.0, 0.3], "min_budget": 0, "block_size": 16}
+    with trivium.hf.patch(model, attention={-1: choice, 0: "dense"}), trivium.hf.trace() as trace:
+        logits(model, ids)
+    densities = np.array([[head.density for head in call.report.heads] for call in trace.calls[1:]])
+    assert (densities[:, [0, 2]] > densities[:, [1, 3]] + 0.2).all()
+
+
+
+@pytest.mark.parametrize("backend", ["pandas", "polars", "pyarrow"])
+def test_a_trace_is_a_table(model: Any, backend: str) -> None:
+    pytest.importorskip(backend)
+    with trivium.hf.patch(model, attention="streaming"), trivium.hf.trace(probe_rows=8) as trace:
+        logits(model, tokens(1, 64))
+    table = nw.from_native(trace.table(backend))
+    assert str(table.implementation) == backend
+    assert table.shape[0] == 3 * 4, "a row for each layer and head"
+    assert {"layer", "head", "density", "coverage", "strategy"} <= set(table.columns)
+    assert table["layer"].to_list() == sorted([0, 1, 2] * 4)
+    report = nw.from_native(trace.calls[0].report.table(backend))
+    assert report["density"].to_list() == table["density"].to_list()[:4]
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(trivium.InvalidArgument, match="pandas"):
+        trivium.hf.Trace().table("excel")

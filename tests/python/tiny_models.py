@@ -34,6 +34,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "phi3": lambda: transformers.Phi3Config(**SHARED),
+    "phi-partial-rotary": lambda: transformers.PhiConfig(**SHARED, partial_rotary_factor=0.5),
+    "smollm3-no-rope-layers": lambda: transformers.SmolLM3Config(**SHARED, no_rope_layer_interval=2),
     "gpt-oss-sinks": lambda: transformers.GptOssConfig(
         **SHARED, head_dim=16, sliding_window=24, num_local_experts=2, num_experts_per_tok=1
     ),

@@ -81,8 +81,14 @@ class Report:
     mask: BlockMask | None = None
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Give the heads as dictionaries, ready for ``pandas.DataFrame``."""
+        """Give the heads as dictionaries."""
         return [{f.name: getattr(h, f.name) for f in fields(h)} for h in self.heads]
+
+    def table(self, backend: str | None = None) -> Any:
+        """Give the heads as a data frame of pandas, polars or pyarrow, by default the first that is installed."""
+        from trivium._table import frame
+
+        return frame(self.to_rows(), backend)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw coverage against density, a dot for each head."""

@@ -70,8 +70,8 @@ def _forward(
         "sinks": None if s_aux is None else s_aux.detach().float(),
         "layout": "bnhd",
         "layer": layer,
+        "position": settings.plan(query.shape[3], key.shape[2]),
         **seen.arguments(),
-        **settings.position_arguments(),
         **({} if decode else settings.params),
     }
     tensors = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))

@@ -10,6 +10,7 @@ from torch import nn
 
 import trivium
 from trivium._errors import InvalidArgument
+from trivium.hf.plans import Plans
 from trivium.hf.registry import PATCHED, register
 from trivium.hf.rotary import find_rotary, train_length
 from trivium.hf.settings import ATTRIBUTE, Choice, Settings, by_layer, split
@@ -96,11 +97,11 @@ def _settings(
     model: Any, layers: dict[int, Any], attention: Any, position: Any, params: dict[str, Any]
 ) -> dict[int, Settings]:
     where = by_layer(attention, list(layers), "attention")
-    settings = {}
+    settings, plans = {}, Plans()
     for index, layer in layers.items():
         strategy, own = split(where[index] if where[index] is not None else "dense", "attention")
         rotary = None if position is None else find_rotary(model, layer)
-        settings[index] = Settings(strategy, {**own, **params}, _position(position, layer.config), rotary)
+        settings[index] = Settings(strategy, {**own, **params}, _position(position, layer.config), rotary, plans)
     return settings
 
 

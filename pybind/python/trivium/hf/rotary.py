@@ -23,6 +23,11 @@ class Rotary:
     module: nn.Module
     name: str
 
+    def key(self) -> bytes:
+        """The frequencies as they are now, to compare with."""
+        buffer: torch.Tensor = getattr(self.module, self.name)
+        return bytes(buffer.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
     def inv_freq(self) -> list[float]:
         """Radians per token, rotary_dim/2 of them."""
         buffer: torch.Tensor = getattr(self.module, self.name)

@@ -8,6 +8,7 @@ from typing import Any, Union
 
 from trivium._attention import Attention
 from trivium._errors import InvalidArgument
+from trivium.hf.plans import Plans
 from trivium.hf.rotary import Rotary
 from trivium.positions import Position, PositionPlan
 
@@ -22,14 +23,17 @@ class Settings:
 
     strategy: str
     params: dict[str, Any] = field(default_factory=dict)
-    position: Any = None  # what trivium.attention takes as position=
+    position: Position | PositionPlan | None = None
     rotary: Rotary | None = None
+    plans: Plans = field(default_factory=Plans, compare=False, repr=False)  # shared by the layers of a model
 
-    def position_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``trivium.attention`` about positions."""
+    def plan(self, head_dim: int, length: int) -> PositionPlan | None:
+        """What ``trivium.attention`` takes as ``position=``, for sequences of ``length`` tokens."""
         if self.position is None or self.rotary is None:
-            return {}
-        return {"position": self.position, "inv_freq": self.rotary.inv_freq()}
+            return None
+        if isinstance(self.position, PositionPlan):
+            return self.position
+        return self.plans.get(self.position, self.rotary, head_dim, length)
 
 
 def split(choice: Any, what: str) -> tuple[str, dict[str, Any]]:

@@ -96,8 +96,20 @@ class Trace:
         return list(dict.fromkeys(note for call in self.prefill for note in call.report.notes))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per call and head: pandas.DataFrame(trace.rows()) is a table."""
+        """One row per call and head."""
         return [row for call in self.calls for row in _rows(call)]
+
+    def table(self, backend: str | None = None) -> Any:
+        """One row per call and head, as a data frame of pandas, polars or pyarrow.
+
+        Parameters
+        ----------
+        backend : {"pandas", "polars", "pyarrow"}, optional
+            Default: the first of these that is installed.
+        """
+        from trivium._table import frame
+
+        return frame(self.rows(), backend)
 
     def _repr_html_(self) -> str:
         from trivium._html import table
