@@ -8,12 +8,13 @@ TOOLS := $(CURDIR)/.tools
 GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
 BUF := $(TOOLS)/venv/bin/buf
 DIST := build/wheels
+OLDEST := build/transformers-oldest
 PIP := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strategies/all/zz_*'
 # Where goroutines share memory; the kernels' own threads are checked by their invariance tests.
 RACE := ./core/... ./plugins/... ./pybind/...
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest notebooks bench clean
+.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest compat notebooks bench clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -23,7 +24,7 @@ $(VENV)/demo.stamp: $(shell git ls-files -- '*.go' '*.c' '*.h' '*.py' '*.cu' go.
 	$(VENV)/bin/python $(PIP) '.[demo]'
 	touch $@
 
-test: gen-check format-check lint vet go-test race wheel testenv types pytest notebooks
+test: gen-check format-check lint vet go-test race wheel testenv types pytest compat notebooks
 
 # Seconds after the first run: what most changes can break.
 check: format-check vet
@@ -79,6 +80,12 @@ types: testenv
 pytest:
 	cd tests && ../$(TESTENV)/bin/python -m pytest -q python
 	$(TESTENV)/bin/python -m auditwheel show $(DIST)/*.whl
+
+# The oldest supported transformers over the same environment, in which pytest ran with the newest.
+compat: testenv
+	$(TESTENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(OLDEST) -r tests/compat/oldest.txt
+	cd tests && PYTHONPATH=../$(OLDEST) ../$(TESTENV)/bin/python -c 'import transformers; assert transformers.__version__ == "4.53.0"'
+	cd tests && PYTHONPATH=../$(OLDEST) ../$(TESTENV)/bin/python -m pytest -q python/test_hf_*.py
 
 notebooks:
 	cd tests && ../$(TESTENV)/bin/python -m pytest -q notebooks

@@ -23,7 +23,7 @@ LENGTH, SAMPLES, BATCH, SEED = 1024, 24, 8, 7
 def model() -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(FOLDER).float().eval()
 
 
 def windows(distance: int) -> torch.Tensor:
