@@ -1,13 +1,18 @@
 """The frozen rotary frequencies of transformers, against the installed one.
 
+The frozen values come from transformers' own functions run in float64, so that our
+strategies can be held to them far below the rounding of float32.
+
 ``python tests/python/test_rope_golden.py --update`` writes the file again.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 
 import pytest
+import torch
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "position" / "transformers.json"
 
@@ -17,6 +22,8 @@ SHORT = [1 + 0.01 * i for i in range(32)]
 
 # name of the case: strategy, model (head_dim, theta, partial, trained), sequence length, parameters
 CASES = {
+    "default": ("rope", (128, 5e5, 1.0, 8192), LENGTH, {}),
+    "default partial": ("rope", (64, 1e4, 0.25, 4096), LENGTH, {}),
     "linear": ("linear", (64, 1e4, 1.0, 4096), LENGTH, {"factor": 4.0}),
     "linear partial": ("linear", (128, 1e6, 0.5, 4096), LENGTH, {"factor": 2.5}),
     "dynamic long": ("dynamic", (64, 1e4, 1.0, 4096), LENGTH, {"factor": 2.0}),
@@ -38,8 +45,9 @@ def transformers_values(strategy, model, length, params):
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     head_dim, theta, partial, trained = model
-    rope = {"rope_type": strategy, "rope_theta": theta, "partial_rotary_factor": partial, **params}
-    if strategy not in ("linear", "dynamic"):
+    kind = "default" if strategy == "rope" else strategy
+    rope = {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": partial, **params}
+    if strategy not in ("rope", "linear", "dynamic"):
         rope["original_max_position_embeddings"] = trained
     config = LlamaConfig(
         hidden_size=2 * head_dim,
@@ -48,13 +56,29 @@ def transformers_values(strategy, model, length, params):
         max_position_embeddings=trained,
         rope_parameters=rope,
     )
-    inv_freq, factor = ROPE_INIT_FUNCTIONS[strategy](config, "cpu", seq_len=length)
+    if strategy == "rope":
+        from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
+
+        inv_freq, factor = GPTNeoXRotaryEmbedding.compute_default_rope_parameters(config, "cpu")
+    else:
+        inv_freq, factor = ROPE_INIT_FUNCTIONS[strategy](config, "cpu", seq_len=length)
     return [float(f) for f in inv_freq], float(factor)
 
 
-def cases():
+@contextlib.contextmanager
+def double():
+    """Let code that asks torch for float32 get float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        for name in ("float", "float32"):
+            patch.setattr(torch, name, torch.float64)
+        yield
+
+
+def cases(precision=double):
     for name, (strategy, model, length, params) in CASES.items():
-        inv_freq, factor = transformers_values(strategy, model, length, params)
+        with precision():
+            inv_freq, factor = transformers_values(strategy, model, length, params)
         head_dim, theta, partial, trained = model
         yield {
             "name": name,
@@ -70,12 +94,12 @@ def cases():
         }
 
 
-def test_frozen_values_are_those_of_transformers():
+@pytest.mark.parametrize(("precision", "tolerance"), [(double, 1e-12), (contextlib.nullcontext, 1e-6)], ids=["float64", "as it is"])
+def test_frozen_values_are_those_of_transformers(precision, tolerance):
     frozen = json.loads(GOLDEN.read_text())
-    for want, got in zip(frozen, cases(), strict=True):
-        # float32 powers differ in the last bits between processors
+    for want, got in zip(frozen, cases(precision), strict=True):
         for field in ("inv_freq", "attention_factor"):
-            assert got.pop(field) == pytest.approx(want.pop(field), rel=1e-6)
+            assert got.pop(field) == pytest.approx(want.pop(field), rel=tolerance)
         assert got == want
 
 

@@ -1,0 +1,267 @@
+// Package matrix_test pairs every attention strategy with every position strategy.
+package matrix_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
+	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/all"
+	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/internal/backends"
+	"github.com/trivium-ml/trivium/strategies/internal/request"
+)
+
+// The matrix: every attention strategy with every position strategy, both
+// lists from the registries, float32 against sums in float64 over an explicit
+// n x n table of relative positions and kept pairs.
+const (
+	heads, kvHeads, headDim, rotaryDim = 2, 1, 16, 12
+	trained                            = 96
+	block                              = 16
+	tolerance                          = 1e-5
+)
+
+// sparser are parameters, by name, that make strategies drop blocks at this
+// length; strategies take those that they have. A new strategy is in the matrix
+// with its defaults before anyone adds to this list.
+var sparser = core.Params{
+	"block_size": int64(block), "gamma": 0.6, "min_budget": int64(32), "threshold": 0.5, "stride": int64(4), "alpha": 0.9,
+	"sink": int64(16), "recent": int64(32), "vertical": int64(32), "slash": int64(32), "sink_blocks": int64(1),
+	"window_blocks": int64(1), "last_blocks": int64(1), "patterns": "../../attention/minference/testdata/patterns.json",
+}
+
+// nearer are parameters that bring borders of bands within this length.
+var nearer = core.Params{"factor": 4.0, "shift": int64(40), "local": int64(8), "window": int64(40), "chunk": int64(40)}
+
+func choose(params core.Params, info core.Info) core.Params {
+	chosen := core.Params{}
+	for name, value := range params {
+		if _, ok := info.Parameter(name); ok {
+			chosen[name] = value
+		}
+	}
+	return chosen
+}
+
+func TestMatrix(t *testing.T) {
+	short, long := newText(11, 400), newText(12, 1100)
+	backends.Each(t, func(t *testing.T, backend hardware.Backend) {
+		for _, p := range all.Position() {
+			position := p.(core.PositionStrategy)
+			plan := planFor(t, position)
+			want := newScores(short, plan)
+			for _, a := range all.Attention(kernel.New(backend)) {
+				t.Run(fmt.Sprintf("%s %s", a.Info().Name, position.Info().Name), func(t *testing.T) {
+					sparse, notes := checkPair(t, a.(core.Attender), plan, want)
+					if sparse || a.Info().Name == "dense" || backend.Name() == "oracle" {
+						return
+					}
+					// Some strategies are dense below a length; only the kernels are fast enough to go on.
+					if sparse, notes = checkPair(t, a.(core.Attender), plan, newScores(long, plan)); !sparse {
+						t.Errorf("every block is kept, so the case shows nothing of a mask: %q", notes)
+					}
+				})
+			}
+		}
+	})
+}
+
+func planFor(t *testing.T, s core.PositionStrategy) *core.PositionPlan {
+	t.Helper()
+	frequencies := make([]float64, rotaryDim/2)
+	for i := range frequencies {
+		frequencies[i] = math.Pow(1000, -2*float64(i)/rotaryDim)
+	}
+	plan, err := s.Plan(context.Background(), &core.PositionRequest{HeadDim: headDim, InvFreq: frequencies, Length: 400,
+		TrainLength: trained, Params: choose(nearer, s.Info())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.Validate(headDim); err != nil {
+		t.Fatal(err)
+	}
+	return plan
+}
+
+// checkPair holds one pair of strategies to the definition, and says whether
+// any of its calls dropped a block.
+func checkPair(t *testing.T, s core.Attender, plan *core.PositionPlan, want *scores) (sparse bool, notes []string) {
+	t.Helper()
+	tokens := len(want.text.value[0])
+	for _, cut := range []struct {
+		name        string
+		first, last int
+	}{{"prefill", 0, tokens}, {"chunk", 2 * tokens / 5, tokens}, {"decode", tokens - 1, tokens}} {
+		r := want.text.request(plan, cut.first, cut.last)
+		r.Params, r.WantMask = choose(sparser, s.(core.Strategy).Info()), true
+		if s.(core.Strategy).Info().Name == "custom" {
+			r.Mask = randomMask(r)
+		}
+		response, err := s.Attend(context.Background(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sparse, notes = sparse || response.Mask != nil, append(notes, response.Report.Notes...)
+		lse, _ := r.LSE.Float32s()
+		for head := range heads {
+			for i := cut.first; i < cut.last; i++ {
+				out, sum := want.attend(head, i, keptBy(response.Mask, head, i))
+				got := append(request.Row(r.Output, 0, head, i-cut.first), float64(lse[head*(cut.last-cut.first)+i-cut.first]))
+				for c, w := range append(out, sum) {
+					if !(math.Abs(w-got[c]) <= tolerance) {
+						t.Fatalf("%s: head %d, query %d, column %d (the last is the lse): %g, want %g", cut.name, head, i, c, got[c], w)
+					}
+				}
+			}
+		}
+	}
+	return sparse, notes
+}
+
+// keptBy says which keys query i attends to under a mask; nil: all.
+func keptBy(mask *core.BlockMask, head, i int) func(j int) bool {
+	if mask == nil {
+		return func(int) bool { return true }
+	}
+	row := mask.Row(0, head, i/mask.BlockSize-mask.Sequences[0].FirstQueryBlock)
+	return func(j int) bool { return slices.Contains(row, int32(j/mask.BlockSize)) }
+}
+
+func randomMask(r *core.AttentionRequest) *core.BlockMask {
+	random := rand.New(rand.NewPCG(5, 0))
+	extents := r.BlockExtents(block)
+	mask := core.NewBlockMask(block, heads, extents)
+	for _, extent := range extents {
+		for range heads {
+			for i := range extent.QueryBlocks {
+				var row []int32
+				at := extent.FirstQueryBlock + i
+				for j := range at + 1 {
+					if j == 0 || j == at || random.IntN(2) == 0 {
+						row = append(row, int32(j))
+					}
+				}
+				mask.Append(row)
+			}
+		}
+	}
+	return mask
+}
+
+// text is a sequence before any rotation: [head][token][dim].
+type text struct{ query, key, value [][][]float64 }
+
+func newText(seed uint64, tokens int) *text {
+	random := rand.New(rand.NewPCG(seed, 1))
+	rows := func(count int) [][][]float64 {
+		made := make([][][]float64, count)
+		for h := range made {
+			made[h] = make([][]float64, tokens)
+			for i := range made[h] {
+				made[h][i] = make([]float64, headDim)
+				for c := range made[h][i] {
+					made[h][i][c] = random.NormFloat64()
+				}
+			}
+		}
+		return made
+	}
+	made := &text{rows(heads), rows(kvHeads), rows(kvHeads)}
+	for h := range made.key { // a few keys draw much of the attention, as in real models
+		for i := 0; i < tokens; i += 31 {
+			for c := range made.key[h][i] {
+				made.key[h][i][c] *= 3
+			}
+		}
+	}
+	return made
+}
+
+func rotated(row, frequencies []float64, p float64) []float64 {
+	made := slices.Clone(row)
+	half := len(frequencies)
+	for f, frequency := range frequencies {
+		sin, cos := math.Sincos(frequency * p)
+		made[f], made[half+f] = row[f]*cos-row[half+f]*sin, row[half+f]*cos+row[f]*sin
+	}
+	return made
+}
+
+// request hands over queries [first, last) and keys [0, last), rotated at their
+// true positions as a model does.
+func (x *text) request(plan *core.PositionPlan, first, last int) *core.AttentionRequest {
+	r := &core.AttentionRequest{Causal: true, Layer: 0, QueryOffset: []int64{int64(first)}, Position: plan}
+	give := func(rows [][][]float64, first int, turn bool) *tensor.Tensor {
+		made := request.Make(tensor.Float32, 1, len(rows), last-first, headDim)
+		request.Fill(made, func(at [4]int) float64 {
+			row := rows[at[1]][first+at[2]]
+			if turn {
+				row = rotated(row, plan.AppliedInvFreq, float64(first+at[2]))
+			}
+			return row[at[3]]
+		})
+		return made
+	}
+	r.Query, r.Key, r.Value = give(x.query, first, true), give(x.key, 0, true), give(x.value, 0, false)
+	request.Outputs(r)
+	return r
+}
+
+// scores is the table [head][query][key] of a plan.
+type scores struct {
+	text *text
+	of   [][][]float64
+}
+
+func newScores(x *text, plan *core.PositionPlan) *scores {
+	made := &scores{x, make([][][]float64, heads)}
+	tokens := len(x.value[0])
+	for h := range made.of {
+		made.of[h] = make([][]float64, tokens)
+		for i := range made.of[h] {
+			row := make([]float64, i+1)
+			for j := range row {
+				query := rotated(x.query[h][i], plan.InvFreq, plan.Relative(int64(i), int64(j)))
+				for c, q := range query {
+					row[j] += q * x.key[h/(heads/kvHeads)][j][c]
+				}
+				row[j] *= plan.AttentionScale * plan.AttentionScale / math.Sqrt(headDim)
+			}
+			made.of[h][i] = row
+		}
+	}
+	return made
+}
+
+// attend is softmax attention of one query over the keys that are kept, and its
+// log-sum-exp.
+func (s *scores) attend(head, i int, kept func(j int) bool) (out []float64, lse float64) {
+	top, sum := math.Inf(-1), 0.0
+	for j, score := range s.of[head][i] {
+		if kept(j) {
+			top = max(top, score)
+		}
+	}
+	out = make([]float64, headDim)
+	for j, score := range s.of[head][i] {
+		if !kept(j) {
+			continue
+		}
+		w := math.Exp(score - top)
+		sum += w
+		for c, v := range s.text.value[head/(heads/kvHeads)][j] {
+			out[c] += w * v
+		}
+	}
+	for c := range out {
+		out[c] /= sum
+	}
+	return out, top + math.Log(sum)
+}
