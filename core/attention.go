@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"time"
 
 	"github.com/trivium-ml/trivium/core/tensor"
 )
@@ -22,6 +23,26 @@ type Attender interface {
 	// Attend writes req.Output and req.LSE in place. It borrows the tensors of
 	// req until it returns, by when nothing writes to them any more.
 	Attend(ctx context.Context, req *AttentionRequest) (*AttentionResponse, error)
+}
+
+// Starter is an Attender that can leave the waiting to its caller.
+type Starter interface {
+	Attender
+	// Start begins what Attend does and returns while it runs elsewhere. It
+	// gives nil and no error when it would have to wait itself: call Attend.
+	// After it gave a call, the caller ends it with Finish.
+	Start(ctx context.Context, req *AttentionRequest) (StartedAttention, error)
+}
+
+// StartedAttention is an attention call that runs elsewhere. One goroutine at a
+// time uses it.
+type StartedAttention interface {
+	// Wait waits on the calling thread for at most limit. It reports whether
+	// Finish has nothing to wait for; it also returns early, with false.
+	Wait(limit time.Duration) bool
+	// Finish waits for the end of the call, or of its context, and gives what
+	// Attend does. Nothing writes to the tensors any more when it returns.
+	Finish() (*AttentionResponse, error)
 }
 
 // AttentionRequest is one attention call.

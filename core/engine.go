@@ -62,6 +62,24 @@ func (e *Engine) Attend(ctx context.Context, strategy string, req *AttentionRequ
 	return e.selectThenAttend(ctx, s, req)
 }
 
+// Start begins what Attend does and leaves the waiting to the caller, who ends
+// it with Finish. It gives nil and no error when the strategy cannot do that
+// now: call Attend.
+func (e *Engine) Start(ctx context.Context, strategy string, req *AttentionRequest) (StartedAttention, error) {
+	s, err := e.prepare(strategy, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkOutputs(req); err != nil {
+		return nil, err
+	}
+	starter, ok := s.(Starter)
+	if !ok {
+		return nil, nil
+	}
+	return starter.Start(ctx, req)
+}
+
 // selectThenAttend lets a strategy that only selects choose the blocks and the
 // shared kernel, which is the strategy "custom", attend to them.
 func (e *Engine) selectThenAttend(ctx context.Context, s AttentionStrategy, req *AttentionRequest) (*AttentionResponse, error) {

@@ -17,10 +17,16 @@ const (
 const (
 	SideChannelFD = 3 // unix SEQPACKET socket of package shm
 	HandshakeFD   = 4 // pipe for the go-plugin handshake line
+	LaneFD        = 5 // unix SEQPACKET socket of package lane, when EnvLane is set
 )
+
+// Methods of the lane: the number stands for the gRPC method of that name, whose
+// messages it takes.
+const LaneAttend = 1 // AttentionService.Attend
 
 // Environment of a plugin process, set by the host.
 const (
 	EnvHostPID = "TRIVIUM_HOST_PID"    // the plugin ends when this process does
+	EnvLane    = "TRIVIUM_PLUGIN_LANE" // "1": there is a lane, which the plugin may serve
 	EnvPath    = "TRIVIUM_PLUGIN_PATH" // where the executable came from: it runs from a verified copy
 )

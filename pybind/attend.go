@@ -45,15 +45,44 @@ type attendResult struct {
 	Mask   *maskHandle  `json:"mask,omitempty"`
 }
 
-func attend(ctx context.Context, request string) (string, error) {
+// attend is an operation that Submit can often start without a goroutine: a call
+// that is over in 100 us should not wait for other threads to be woken.
+func attend(ctx context.Context, request string) (started, work, error) {
 	e, strategy, req, err := parseAttend(request)
 	if err != nil {
-		return "", err
+		return nil, nil, err
 	}
-	response, err := e.Attend(ctx, strategy, &req.AttentionRequest)
+	call, err := e.Start(ctx, strategy, &req.AttentionRequest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if call != nil {
+		return &startedAttend{call, req}, nil, nil
+	}
+	return nil, func(ctx context.Context) (string, error) {
+		response, err := e.Attend(ctx, strategy, &req.AttentionRequest)
+		if err != nil {
+			return "", err
+		}
+		return req.result(response)
+	}, nil
+}
+
+// startedAttend is an attention call that runs in the plugin.
+type startedAttend struct {
+	core.StartedAttention
+	req *attendCall
+}
+
+func (s *startedAttend) finish() (string, error) {
+	response, err := s.Finish()
 	if err != nil {
 		return "", err
 	}
+	return s.req.result(response)
+}
+
+func (req *attendCall) result(response *core.AttentionResponse) (string, error) {
 	if !req.report && response.Mask == nil {
 		return "{}", nil
 	}

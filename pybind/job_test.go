@@ -21,7 +21,7 @@ func untilCancelled(ctx context.Context) (string, error) {
 func TestJobEnds(t *testing.T) {
 	cases := []struct {
 		name    string
-		work    func(context.Context) (string, error)
+		work    work
 		timeout time.Duration
 		cancel  bool
 		kind    core.ErrorKind

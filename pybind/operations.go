@@ -1,8 +1,12 @@
 package pybind
 
-// operations are the names that Submit knows.
+// starters are the operations of short calls, which Submit starts itself.
+var starters = map[string]starter{
+	"attend": attend,
+}
+
+// operations are the other names that Submit knows.
 var operations = map[string]operation{
-	"attend":       attend,
 	"select":       selectBlocks,
 	"plan":         plan,
 	"merge":        merge,

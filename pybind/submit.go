@@ -11,6 +11,20 @@ import (
 // ends, since Python keeps the tensors of the request alive until then.
 type operation func(ctx context.Context, request string) (string, error)
 
+// work is an operation that has its request.
+type work func(context.Context) (string, error)
+
+// started is work that goes on outside of this process.
+type started interface {
+	// Wait waits on the calling thread; false: not over, perhaps sooner than limit.
+	Wait(limit time.Duration) bool
+	finish() (string, error)
+}
+
+// starter starts an operation on its caller's thread. It gives either what runs
+// elsewhere by then, or the work still to be done.
+type starter func(ctx context.Context, request string) (started, work, error)
+
 // Submit starts an operation as a job. The caller numbers its jobs, so that it can
 // cancel one whose Submit an interrupt kept it from seeing return. timeout is in
 // milliseconds, 0 is none.
@@ -19,14 +33,18 @@ func Submit(job int64, name string, request string, timeout int64) (id int64, er
 	if err := refuseForked(); err != nil {
 		return 0, err
 	}
+	if timeout < 0 {
+		return 0, core.Invalid("", "timeout %d ms: want 0 or more", timeout)
+	}
+	limit := time.Duration(timeout) * time.Millisecond
+	if start, ok := starters[name]; ok {
+		return job, jobs.begin(job, limit, request, start)
+	}
 	run, ok := operations[name]
 	if !ok {
 		return 0, core.Invalid("", "operation %q is unknown", name)
 	}
-	if timeout < 0 {
-		return 0, core.Invalid("", "timeout %d ms: want 0 or more", timeout)
-	}
-	return job, jobs.start(job, time.Duration(timeout)*time.Millisecond, func(ctx context.Context) (string, error) {
+	return job, jobs.start(job, limit, func(ctx context.Context) (string, error) {
 		return run(ctx, request)
 	})
 }
@@ -51,7 +69,7 @@ func Cancel(job int64) (id int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	j.cancel()
+	j.stop()
 	return job, nil
 }
 
@@ -65,7 +83,7 @@ func Forget(job int64) (id int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	j.cancel()
+	j.stop()
 	jobs.drop(job)
 	return job, nil
 }

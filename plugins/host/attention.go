@@ -58,49 +58,76 @@ func (a *attention) Select(ctx context.Context, req *core.AttentionRequest) (*co
 
 // Attend implements core.Attender. The request must be valid, its outputs too.
 func (a *attender) Attend(ctx context.Context, req *core.AttentionRequest) (*core.AttentionResponse, error) {
-	began := time.Now()
-	response := &core.AttentionResponse{}
+	if s, err := a.Start(ctx, req); err != nil {
+		return nil, err
+	} else if s != nil {
+		return s.Finish()
+	}
+	var response *core.AttentionResponse
 	err := a.call(ctx, func(ctx context.Context, c *call) error {
-		m, err := c.request(ctx, req)
+		x, err := a.exchange(ctx, c, req)
 		if err != nil {
 			return err
 		}
-		if m.Output, err = c.output(ctx, "output", req.Output); err != nil {
-			return err
-		}
-		if req.LSE != nil {
-			if m.Lse, err = c.output(ctx, "lse", req.LSE); err != nil {
-				return err
-			}
-		}
-		var room *pb.MemoryRef
-		var segment *shm.Segment
-		if req.WantMask {
-			if room, segment, err = c.maskRoom(ctx, req); err != nil {
-				return err
-			}
-		}
 		var reply *pb.AttendResponse
 		if err := c.invoke(func() (err error) {
-			remote := &pb.AttendRequest{CallId: c.id, Strategy: a.info.Name, Attention: m, MaskMemory: room}
-			reply, err = pb.NewAttentionServiceClient(c.session.Conn).Attend(ctx, remote, callOptions...)
+			reply, err = pb.NewAttentionServiceClient(c.session.Conn).Attend(ctx, x.request, callOptions...)
 			return err
 		}); err != nil {
 			return err
 		}
-		if response.Report, err = wire.DecodeReport(reply.GetReport()); err != nil {
-			return badAnswer(err)
-		}
-		if response.Mask, err = takeMask(reply.GetMask(), segment, req); err != nil {
-			return badAnswer(err)
-		}
-		c.copyBack()
-		c.report(&response.Report, began)
-		return nil
+		response, err = x.take(reply)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	return response, nil
+}
+
+// exchange is one Attend as it travels, by gRPC or by the lane.
+type exchange struct {
+	call    *call
+	req     *core.AttentionRequest
+	request *pb.AttendRequest
+	mask    *shm.Segment // room for the plugin's mask; nil: none wanted
+	began   time.Time
+}
+
+// exchange puts the tensors of a request in place.
+func (a *attender) exchange(ctx context.Context, c *call, req *core.AttentionRequest) (*exchange, error) {
+	x := &exchange{call: c, req: req, began: time.Now()}
+	m, err := c.request(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if m.Output, err = c.output(ctx, "output", req.Output); err != nil {
+		return nil, err
+	}
+	if req.LSE != nil {
+		if m.Lse, err = c.output(ctx, "lse", req.LSE); err != nil {
+			return nil, err
+		}
+	}
+	x.request = &pb.AttendRequest{CallId: c.id, Strategy: a.info.Name, Attention: m}
+	if req.WantMask {
+		x.request.MaskMemory, x.mask, err = c.maskRoom(ctx, req)
+	}
+	return x, err
+}
+
+// take checks the plugin's answer and brings its results to the caller.
+func (x *exchange) take(reply *pb.AttendResponse) (*core.AttentionResponse, error) {
+	response := &core.AttentionResponse{}
+	var err error
+	if response.Report, err = wire.DecodeReport(reply.GetReport()); err != nil {
+		return nil, badAnswer(err)
+	}
+	if response.Mask, err = takeMask(reply.GetMask(), x.mask, x.req); err != nil {
+		return nil, badAnswer(err)
+	}
+	x.call.copyBack()
+	x.call.report(&response.Report, x.began)
 	return response, nil
 }
 

@@ -34,6 +34,7 @@ type call struct {
 	back     []func() // copies outputs out of shared memory
 	writes   bool     // the plugin writes to memory that the caller can see
 	open     bool     // the plugin may still be at work
+	lane     bool     // the lane of the session is ours
 
 	copied     int64
 	copyTime   time.Duration
@@ -43,22 +44,38 @@ type call struct {
 // call runs a call: do puts memory in place, invokes the plugin, and takes the
 // results. Its error says which plugin and strategy it is of.
 func (s *strategy) call(ctx context.Context, do func(context.Context, *call) error) error {
-	h := s.service.host
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, h.options.CallTimeout)
-		defer cancel()
-	}
-	if err := h.begin(); err != nil {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	c, err := s.service.begin()
+	if err != nil {
 		return err
 	}
-	c := &call{service: s.service, id: h.calls.Add(1)}
-	var err error
 	if c.session, err = s.service.session(ctx); err == nil {
 		err = do(ctx, c)
 	}
+	return s.end(c, err)
+}
+
+// bounded gives every call a deadline.
+func (s *strategy) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, s.service.host.options.CallTimeout)
+}
+
+// begin admits a call, which end ends.
+func (s *service) begin() (*call, error) {
+	if err := s.host.begin(); err != nil {
+		return nil, err
+	}
+	return &call{service: s, id: s.host.calls.Add(1)}, nil
+}
+
+// end gives the memory of a call back and blames its error.
+func (s *strategy) end(c *call, err error) error {
 	c.finish()
-	h.bytesCopied.Add(c.copied)
+	s.service.host.bytesCopied.Add(c.copied)
 	if err == nil {
 		return nil
 	}
@@ -73,7 +90,11 @@ func (s *strategy) call(ctx context.Context, do func(context.Context, *call) err
 // it may still be at work.
 func (c *call) invoke(remote func() error) error {
 	c.open = true
-	err := remote()
+	return c.answered(remote())
+}
+
+// answered notes whether the plugin answered, which its own errors say too.
+func (c *call) answered(err error) error {
 	if err == nil {
 		c.open = false
 		return nil
@@ -113,7 +134,7 @@ func (c *call) settle() {
 	grace := c.service.host.options.CancelGrace
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	_, err := pb.NewCatalogServiceClient(c.session.Conn).Settle(ctx, &pb.SettleRequest{CallId: c.id}, callOptions...)
+	_, err := pb.NewCatalogServiceClient(c.session.Conn).Settle(ctx, &pb.SettleRequest{CallId: c.id, Cancel: c.lane}, callOptions...)
 	if err == nil {
 		return
 	}
@@ -127,6 +148,10 @@ func (c *call) settle() {
 }
 
 func (c *call) release() {
+	if c.lane {
+		c.session.Lane.Release()
+		c.lane = false
+	}
 	pool := c.service.host.pool
 	for _, s := range c.segments {
 		if err := pool.Put(s); err != nil {

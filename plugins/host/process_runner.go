@@ -46,10 +46,10 @@ type child struct {
 
 var _ runner.Runner = (*child)(nil)
 
-// newChild prepares a process that runs executable as path. It takes over
-// executable and sideChannel, whatever it returns.
-func newChild(executable, sideChannel *os.File, path string, args, env []string) (*child, error) {
-	c := &child{exited: make(chan struct{}), inherited: []*os.File{executable, sideChannel}}
+// newChild prepares a process that runs executable as path. It takes over the
+// three files, whatever it returns.
+func newChild(executable, sideChannel, lane *os.File, path string, args, env []string) (*child, error) {
+	c := &child{exited: make(chan struct{}), inherited: []*os.File{executable, sideChannel, lane}}
 	handshake, handshakeWrite, err := os.Pipe()
 	if err != nil {
 		c.closeInherited()
@@ -69,14 +69,14 @@ func newChild(executable, sideChannel *os.File, path string, args, env []string)
 		c.closeAll()
 		return nil, err
 	}
-	env = append(env[:len(env):len(env)], plugins.EnvHostPID+"="+strconv.Itoa(os.Getpid()), plugins.EnvPath+"="+path)
+	env = append(env[:len(env):len(env)], plugins.EnvHostPID+"="+strconv.Itoa(os.Getpid()), plugins.EnvPath+"="+path, plugins.EnvLane+"=1")
 	c.cmd = &exec.Cmd{
 		Path:        fmt.Sprintf("/proc/self/fd/%d", fd),
 		Args:        append([]string{path}, args...),
 		Env:         env,
 		Stdout:      stderrWrite,
 		Stderr:      stderrWrite,
-		ExtraFiles:  []*os.File{plugins.SideChannelFD - 3: sideChannel, plugins.HandshakeFD - 3: handshakeWrite},
+		ExtraFiles:  []*os.File{plugins.SideChannelFD - 3: sideChannel, plugins.HandshakeFD - 3: handshakeWrite, plugins.LaneFD - 3: lane},
 		SysProcAttr: &unix.SysProcAttr{Setpgid: true},
 	}
 	return c, nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/lane"
 	"github.com/trivium-ml/trivium/plugins/shm"
 )
 
@@ -30,6 +31,8 @@ type Session struct {
 	Conn *grpc.ClientConn
 	// Peer tells this incarnation of shared memory.
 	Peer *shm.Peer
+	// Lane is the short way for small calls.
+	Lane *lane.Caller
 	PID  int
 
 	name      string
@@ -73,8 +76,16 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		executable.Close()
 		return nil, err
 	}
+	caller, laneEnd, err := lane.NewPair(plugins.MaxMessage)
+	if err != nil {
+		executable.Close()
+		sideChannel.Close()
+		peer.Close()
+		return nil, err
+	}
 	s := &Session{
 		Peer:    peer,
+		Lane:    caller,
 		name:    c.Name,
 		tail:    new(stderrTail),
 		done:    make(chan struct{}),
@@ -91,7 +102,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, socketDir string) (runner.Runner, error) {
 			s.socketDir = socketDir
 			var err error
-			s.child, err = newChild(executable, sideChannel, c.Path, c.Args, append(c.Env[:len(c.Env):len(c.Env)], spec.Env...))
+			s.child, err = newChild(executable, sideChannel, laneEnd, c.Path, c.Args, append(c.Env[:len(c.Env):len(c.Env)], spec.Env...))
 			if err != nil { // a typed nil must not become a runner
 				return nil, err
 			}
@@ -114,6 +125,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 	if s.child == nil { // go-plugin failed before it took them
 		executable.Close()
 		sideChannel.Close()
+		laneEnd.Close()
 	} else if !s.started() && err == nil {
 		err = ctx.Err()
 	}
@@ -142,6 +154,7 @@ func (s *Session) abort(ctx context.Context, c Config, cause error) *core.Error 
 	ended := s.settled()
 	s.kill()
 	s.Peer.Close()
+	s.Lane.Close()
 	os.RemoveAll(s.socketDir)
 	var start *os.PathError
 	switch {
@@ -187,6 +200,7 @@ func (s *Session) watch() {
 	}
 	s.Peer.Close()
 	close(s.done)
+	s.Lane.Close() // after done, so that a call that loses its lane knows why
 	s.kill()
 	os.RemoveAll(s.socketDir)
 	close(s.cleaned)

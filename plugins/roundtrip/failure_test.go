@@ -254,11 +254,14 @@ func TestKills(t *testing.T) {
 	for range 10 {
 		works(t, h, engine)
 		victim := pid(h, core.Attention)
+		var dead atomic.Bool
 		var group sync.WaitGroup
 		for range 4 {
 			req := request(t, h, nil)
 			group.Go(func() {
-				for {
+				// One that began after the kill started the process again.
+				for again := false; !again; {
+					again = dead.Load()
 					clear(floats(t, req))
 					_, err := engine.Attend(t.Context(), "identity", req)
 					if err == nil {
@@ -275,6 +278,8 @@ func TestKills(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		syscall.Kill(victim, syscall.SIGKILL)
 		killed := time.Now()
+		time.Sleep(20 * time.Millisecond)
+		dead.Store(true)
 		group.Wait()
 		if took := time.Since(killed); took > 10*time.Second {
 			t.Errorf("calls failed %v after the kill", took)

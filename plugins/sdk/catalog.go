@@ -28,7 +28,7 @@ func (c catalog) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeRes
 }
 
 func (c catalog) Settle(ctx context.Context, req *pb.SettleRequest) (*pb.SettleResponse, error) {
-	if err := c.calls.settle(ctx, req.GetCallId()); err != nil {
+	if err := c.calls.settle(ctx, req.GetCallId(), req.GetCancel()); err != nil {
 		return nil, wire.EncodeError(err)
 	}
 	return &pb.SettleResponse{}, nil

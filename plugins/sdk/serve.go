@@ -73,6 +73,10 @@ func serve(c Config, kind core.StrategyKind) error {
 	if err != nil {
 		return err
 	}
+	// Before the handshake, so that a host that has shaken hands knows of it.
+	if err := s.serveLane(); err != nil {
+		return err
+	}
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: plugin.HandshakeConfig{
 			ProtocolVersion: plugins.ProtocolVersion, MagicCookieKey: plugins.CookieKey, MagicCookieValue: plugins.CookieValue,

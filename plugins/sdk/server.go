@@ -68,7 +68,9 @@ func (s *server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if _, settles := req.(*pb.SettleRequest); !ours || settles {
 		return handle(ctx, req)
 	}
-	end, err := s.calls.begin(ctx, call.GetCallId())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	end, err := s.calls.begin(ctx, cancel, call.GetCallId())
 	if err != nil {
 		return nil, wire.EncodeError(err)
 	}

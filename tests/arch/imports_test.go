@@ -39,10 +39,11 @@ var rules = []rule{
 	{folder: "strategies/position", may: []string{"core"}, mayNot: []string{grpc, goPlugin, arrow, cgo}},
 	{folder: "strategies/merge", may: []string{"core", "hardware", "strategies/internal"}, mayNot: []string{grpc, goPlugin, arrow, cgo}},
 	{folder: "plugins/proto", mayNot: []string{goPlugin, arrow, cgo}},
+	{folder: "plugins/lane", mayNot: []string{grpc, goPlugin, arrow, cgo}},
 	{folder: "plugins/shm", mayNot: []string{grpc, goPlugin, arrow, cgo}},
 	{folder: "plugins/wire", may: []string{"core", "plugins/proto", "plugins/shm"}, mayNot: []string{goPlugin, arrow, cgo}},
-	{folder: "plugins/host", may: []string{"core", "plugins", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
-	{folder: "plugins/sdk", may: []string{"core", "plugins", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
+	{folder: "plugins/host", may: []string{"core", "plugins", "plugins/lane", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
+	{folder: "plugins/sdk", may: []string{"core", "plugins", "plugins/lane", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
 	{folder: "plugins/builtin", may: []string{"core", "hardware", "plugins/sdk", "strategies"}, mayNot: []string{goPlugin, arrow}},
 	{folder: "pybind", may: []string{"core", "plugins/host", "plugins/shm"}, mayNot: []string{goPlugin, arrow}},
 }

@@ -102,8 +102,11 @@ func (x *DescribeResponse) GetStrategies() []*StrategyInfo {
 }
 
 type SettleRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	CallId        uint64                 `protobuf:"varint,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	CallId uint64                 `protobuf:"varint,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// Whether to cancel the call first: one that came by gRPC was cancelled by
+	// gRPC, one that came by the lane is cancelled so.
+	Cancel        bool `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -143,6 +146,13 @@ func (x *SettleRequest) GetCallId() uint64 {
 		return x.CallId
 	}
 	return 0
+}
+
+func (x *SettleRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
 }
 
 type SettleResponse struct {
@@ -191,9 +201,10 @@ const file_trivium_v1_catalog_proto_rawDesc = "" +
 	"\x10DescribeResponse\x128\n" +
 	"\n" +
 	"strategies\x18\x01 \x03(\v2\x18.trivium.v1.StrategyInfoR\n" +
-	"strategies\"(\n" +
+	"strategies\"@\n" +
 	"\rSettleRequest\x12\x17\n" +
-	"\acall_id\x18\x01 \x01(\x04R\x06callId\"\x10\n" +
+	"\acall_id\x18\x01 \x01(\x04R\x06callId\x12\x16\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\x10\n" +
 	"\x0eSettleResponse2\x98\x01\n" +
 	"\x0eCatalogService\x12E\n" +
 	"\bDescribe\x12\x1b.trivium.v1.DescribeRequest\x1a\x1c.trivium.v1.DescribeResponse\x12?\n" +
