@@ -33,7 +33,7 @@ func (c *randomCase) budget(isa string) budget {
 	switch {
 	case isa == "serial":
 		return serialBudget
-	case isa != "amx" || c.query[0][0].Dtype != hardware.BFloat16:
+	case !slices.Contains([]string{"amx", "avx512bf16"}, isa) || c.query[0][0].Dtype != hardware.BFloat16:
 		return float32Budget
 	case c.problem.Positions == nil:
 		return bfloat16Budget

@@ -2,10 +2,8 @@
 // problems that are all bfloat16; any other runs the AVX-512 kernels.
 //
 // A strip is two tiles of 16 rows against two panels of 16 columns, so that
-// four loads feed four products. Keys are packed [variant, keys/16, key_dim/32,
-// 16 pairs of columns, 16 keys, 2], values [keys/128, value_dim/16, 64 pairs of
-// keys, 16 columns, 2]; queries stay as they are and the scale is applied with
-// the exponential.
+// four loads feed four products. bf16.h tells how keys are packed and what the
+// error is.
 //
 // On a Xeon with AMX, one thread, 8k causal, bfloat16: d = 128 596 GFLOP/s of
 // a GEMM's 771 through PyTorch, d = 64 421 of 729. A tile of 128 by 128, d = 128,
@@ -16,9 +14,6 @@
 // A pass is one strip: its scores, 16 KiB, stay in the first-level cache
 // (-23 % of a tile's time at key_dim 128), and the next tile's keys and values
 // are asked for while this one's exponentials are taken.
-//
-// Error: exp2 2.6e-6; weights are rounded to bfloat16 (2^-9 relative, as are rotated queries
-// and keys when bands turn them), their sum is not; the rest as float32.
 #pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #define _GNU_SOURCE
 #include <sys/syscall.h>
@@ -30,69 +25,8 @@
 
 #include "elements.h"
 
-typedef uint16_t query_t, weight_t;
-enum { KEY_STEP = 32, PASS_ROWS = 32, WEIGHTS_IN_PLACE = 0, SCALED_QUERY = 0, DEPTH = 32 /* bfloat16 of a tile's row */ };
-
-// --- packing ---
-
-static inline int value_panels(const trivium_problem *p) { return (p->value_dim + PANEL - 1) / PANEL; }
-static inline int64_t padded_dim(const trivium_problem *p) { return round_up(p->key_dim, DEPTH); }
-static inline uint16_t *key_panel(const trivium_problem *p, const trivium_keys *k, int variant, int64_t n) {
-    return (uint16_t *)k->packed + (variant * round_up(k->key.rows, TILE) + n) * padded_dim(p);
-}
-// One panel more than there are keys, since keys are looked at by the two.
-static inline uint16_t *value_row(const trivium_problem *p, const trivium_keys *k, int64_t n) {
-    return key_panel(p, k, p->key_variants, PANEL) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
-}
-
-static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
-    int64_t n = round_up(rows, TILE);
-    return sizeof(uint16_t) * (size_t)((n * p->key_variants + PANEL) * padded_dim(p) + n * PANEL * value_panels(p));
-}
-
-static void store_query(uint16_t *to, const float *x, int n, float scale) {
-    for (int i = 0; i < n; i += LANES) vf_store_bf16(to + i, vf_mul(vf_load(x + i), vf_set1(scale)));
-}
-
-static void load_key(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t row) {
-    if (!k->rotation[variant].table) {
-        memcpy(to, (const uint16_t *)k->key.data + row * k->key.stride, sizeof(uint16_t) * p->key_dim);
-        return;
-    }
-    _Alignas(64) float x[256] = {0};
-    load_floats(x, &k->key, row);
-    rotate_floats(x, p, &k->rotation[variant], row);
-    store_query(to, x, (int)padded_dim(p), 1);
-}
-
-static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    _Alignas(64) uint16_t panel[PANEL * 256];
-    for (int64_t at = 0; at < TILE; at += PANEL) {
-        int64_t have = max_i64(0, min_i64(PANEL, rows - at));
-        for (int v = 0; v < p->key_variants; v++) {
-            uint16_t *to = key_panel(p, k, v, first + at);
-            memset(panel, 0, sizeof panel);
-            for (int64_t r = 0; r < have; r++) load_key(panel + r * 256, p, k, v, first + at + r);
-            for (int64_t i = 0; i < padded_dim(p); i += DEPTH) { // pairs are turned as if they were float32
-                vf block[LANES];
-                for (int r = 0; r < PANEL; r++) block[r] = vf_load((const float *)(panel + r * 256 + i));
-                vf_transpose(block);
-                for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
-            }
-        }
-    }
-    uint16_t *values = value_row(p, k, first);
-    for (int64_t r = 0; r < TILE; r += 2) {
-        memset(panel, 0, sizeof(uint16_t) * 512);
-        for (int64_t i = r; i < r + 2 && i < rows; i++)
-            memcpy(panel + (i - r) * 256, (const uint16_t *)k->value.data + (first + i) * k->value.stride, sizeof(uint16_t) * p->value_dim);
-        for (int j = 0; j < value_panels(p); j++) {
-            __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + j * PANEL)));
-            __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + 256 + j * PANEL)));
-            _mm512_storeu_si512(values + (j * TILE + r) * PANEL, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-        }
-    }
-}
+enum { KEY_STEP = 32, PASS_ROWS = 32 };
+#include "bf16.h"
 
 // --- products ---
 
@@ -203,31 +137,6 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
     }
 }
 
-// exp2 to 2.6e-6, since the result is rounded to bfloat16.
-INLINE vf exp2_short(vf x) {
-    vf r = vf_fraction(x);
-    vf y = vf_fma(vf_set1(0x1.bb7cd4p-7f), r, vf_set1(0x1.aa13f2p-5f));
-    y = vf_fma(y, r, vf_set1(0x1.ee798ap-3f));
-    y = vf_fma(y, r, vf_set1(0x1.62d166p-1f));
-    y = vf_fma(y, r, vf_set1(0x1.00002cp+0f));
-    return vf_scale(y, x);
-}
-
-static inline float reference_of(float top, float unit);
-
-// The exponentials of a row as bfloat16, and their sum before that rounding.
-INLINE vf weights(uint16_t *weight, const float *score, int keys, float top, float unit) {
-    vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0), more = vf_set1(0);
-    for (int j = 0; j < keys; j += 2 * LANES) {
-        vf low = exp2_short(vf_fma(vf_load(score + j), factor, reference));
-        vf high = exp2_short(vf_fma(vf_load(score + j + LANES), factor, reference));
-        sum = vf_add(sum, low);
-        more = vf_add(more, high);
-        _mm512_storeu_si512(weight + j, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-    }
-    return vf_add(sum, more);
-}
-
 // Asks for a share of a tile's keys and values: products are fast enough to
 // wait for them otherwise.
 static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
@@ -237,32 +146,9 @@ static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k
     for (long i = value_lines * part / parts; i < value_lines * (part + 1) / parts; i++) __builtin_prefetch(value + 64 * i, 0, 2);
 }
 
+
 #include "tiles.h"
-
-// --- problems of other types ---
-
-extern const trivium_kernels trivium_kernels_avx512;
-
-static int is_bf16(const trivium_problem *p) { return p->dtype == TRIVIUM_BFLOAT16; }
-
-static size_t pack_bytes_any(const trivium_problem *p, int64_t rows) {
-    return is_bf16(p) ? pack_bytes_amx(p, rows) : trivium_kernels_avx512.pack_bytes(p, rows);
-}
-static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    is_bf16(p) ? pack_amx(p, k, first, rows) : trivium_kernels_avx512.pack(p, k, first, rows);
-}
-static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
-    return is_bf16(p) ? scratch_bytes_amx(p, keys) : trivium_kernels_avx512.scratch_bytes(p, keys);
-}
-static void attend_any(const trivium_attend *a, int32_t count, void *scratch) {
-    is_bf16(a->head->problem) ? attend_amx(a, count, scratch) : trivium_kernels_avx512.attend(a, count, scratch);
-}
-static void representative_any(const trivium_representative *r, void *scratch) {
-    is_bf16(r->head->problem) ? representative_amx(r, scratch) : trivium_kernels_avx512.representative(r, scratch);
-}
-static void row_mass_any(const trivium_row_mass *r, void *scratch) {
-    is_bf16(r->head->problem) ? row_mass_amx(r, scratch) : trivium_kernels_avx512.row_mass(r, scratch);
-}
+#include "bf16_table.h"
 
 // The system gives a process the tiles' registers when it asks for them.
 static int supported_amx(void) {
@@ -274,15 +160,4 @@ static int supported_amx(void) {
     return amx_bf16 && amx_tile && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-const trivium_kernels trivium_kernels_amx = {
-    .name = "amx",
-    .rank = 30,
-    .supported = supported_amx,
-    .pack_bytes = pack_bytes_any,
-    .pack = pack_any,
-    .scratch_bytes = scratch_bytes_any,
-    .attend = attend_any,
-    .representative = representative_any,
-    .row_mass = row_mass_any,
-};
-TRIVIUM_REGISTER(trivium_kernels_amx);
+BF16_TABLE(amx, 30);

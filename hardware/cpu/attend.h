@@ -1,0 +1,145 @@
+// Attention of a tile of queries over its tiles of keys, in one pass: included by
+// tiles.h.
+typedef struct {
+    tile_rows tile;
+    float *out;               // [TILE, 16 value panels] not yet divided
+    float *sum;               // [TILE, LANES]
+    float *chunk;             // keys of one tile, packed
+    trivium_rotation chunk_rotation[256];
+    float top[TILE];          // maximum of the scores so far
+    int out_stride;
+} attention;
+
+// The tiles of keys that a call looks at, in order.
+typedef struct {
+    const trivium_attend *call;
+    int64_t low, high;        // keys that some row sees
+    int64_t block, at, end;   // the next block of the list, the run of neighbours at work
+} key_tiles;
+
+typedef struct {
+    int64_t k0;
+    int keys;                 // 0: there are no more
+} key_tile;
+
+static key_tiles first_tiles(const trivium_attend *c, const tile_rows *t) {
+    int64_t low = first_visible(t->problem, t->position[0]) / PANEL * PANEL;
+    int64_t high = last_visible(t->problem, t->position[t->rows - 1], t->head->keys->key.rows);
+    key_tiles k = {.call = c, .low = low, .high = high};
+    if (c->block) return k;
+    k.at = max_i64(c->first, low);
+    k.end = min_i64(c->last, high);
+    return k;
+}
+
+static key_tile next_tile(key_tiles *k) {
+    const trivium_attend *c = k->call;
+    while (k->at >= k->end) {
+        if (!c->block || k->block >= c->blocks) return (key_tile){0, 0};
+        int64_t first = k->block++;
+        while (k->block < c->blocks && c->block[k->block] == c->block[k->block - 1] + 1) k->block++;
+        k->at = max_i64(c->block[first] * c->block_size, k->low);
+        k->end = min_i64((c->block[k->block - 1] + 1) * c->block_size, k->high);
+    }
+    key_tile tile = {k->at, (int)(tile_end(k->at, k->end) - k->at)};
+    k->at += tile.keys;
+    return tile;
+}
+
+// The exponentials of a row that has been scored; `next` will be the next tile.
+static void weigh_row(attention *a, int r, key_tile next) {
+    tile_rows *t = &a->tile;
+    int limit = limit_of(t, r);
+    float *score = score_row(t, r), *sums = a->sum + r * LANES, *out = a->out + (long)r * a->out_stride;
+    if (next.keys && t->head->keys->packed) prefetch_tile(t->problem, t->head->keys, next.k0, next.keys, r, t->rows);
+    if (!limit) return;
+    vf top = row_maximum(score, limit);
+    if (vf_any_above(top, vf_set1(a->top[r]))) {
+        float highest = vf_highest(top);
+        vf shrink = vf_set1(exp2_scalar((a->top[r] - highest) * t->unit));
+        a->top[r] = highest;
+        vf_store(sums, vf_mul(vf_load(sums), shrink));
+        for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), shrink));
+    }
+    vf sum = weights(t->weight + (r - t->from) * TILE, score, limit, a->top[r], t->unit);
+    vf_store(sums, vf_add(vf_load(sums), sum));
+}
+
+// Packs the keys of a tile by themselves, for rows too few to pack all keys for.
+static void pack_tile(attention *a, trivium_keys *chunk, key_tile k) {
+    tile_rows *t = &a->tile;
+    const trivium_problem *p = t->problem;
+    trivium_rotation *rotation = a->chunk_rotation;
+    *chunk = *t->head->keys;
+    for (int v = 0; v < p->key_variants; v++) {
+        rotation[v] = chunk->rotation[v];
+        if (rotation[v].table) rotation[v].table += k.k0 * rotation[v].step;
+    }
+    chunk->rotation = rotation;
+    chunk->packed = a->chunk;
+    chunk->key.data = (char *)chunk->key.data + k.k0 * chunk->key.stride * dtype_bytes(chunk->key.dtype);
+    chunk->value.data = (char *)chunk->value.data + k.k0 * chunk->value.stride * dtype_bytes(chunk->value.dtype);
+    chunk->key.rows = chunk->value.rows = k.keys;
+    pack_chunk(p, chunk, 0, k.keys);
+    t->keys = chunk;
+    t->base = k.k0;
+}
+
+static void attend_tile(attention *a, key_tile k, key_tile next) {
+    tile_rows *t = &a->tile;
+    trivium_keys chunk;
+    if (!t->head->keys->packed) pack_tile(a, &chunk, k);
+    for (int from = 0; from < t->rows; from += PASS_ROWS) {
+        score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
+        for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
+        multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
+                        a->out_stride);
+    }
+}
+
+static void finish_row(const trivium_attend *c, attention *a, int r) {
+    int64_t row = a->tile.row[r];
+    float *out = a->out + (long)r * a->out_stride;
+    float top = a->top[r] * a->tile.unit, sink = c->partial ? -INFINITY : c->sink * LOG2_E;
+    float sum = vf_total(vf_load(a->sum + r * LANES)), scale = 0, lse = -INFINITY;
+    if (top > -INFINITY || top != top) {
+        float highest = fmaxf(top, sink);
+        float shrink = exp2_scalar(top - highest);
+        float total = sum * shrink + exp2_scalar(sink - highest);
+        scale = shrink / total;
+        lse = (float)((highest + log2((double)total)) * LOG_2);
+        if (top != top) scale = lse = top;
+    }
+    for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), vf_set1(scale)));
+    if (c->partial) {
+        int dim = a->tile.problem->value_dim;
+        float *to = c->partial + (row - c->row) * (dim + 1);
+        memcpy(to, out, sizeof(float) * dim);
+        to[dim] = lse;
+        return;
+    }
+    store_floats(&c->output, row, out);
+    if (c->lse) c->lse[row] = lse;
+}
+
+static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) {
+    attention a;
+    BEGIN_PRODUCTS();
+    const trivium_problem *p = c->head->problem;
+    a.out = start_tile(&a.tile, c->head, scratch);
+    a.out_stride = value_panels(p) * PANEL;
+    a.sum = a.out + TILE * a.out_stride;
+    a.chunk = a.sum + TILE * LANES;
+    for (int64_t r = 0; r < c->rows; r++)
+        for (int i = 0; i < count; i++) add_row(&a.tile, c[i].head, c->row + r);
+    for (int r = 0; r < a.tile.rows; r++) a.top[r] = -INFINITY;
+    memset(a.out, 0, sizeof(float) * a.tile.rows * a.out_stride);
+    memset(a.sum, 0, sizeof(float) * a.tile.rows * LANES);
+    key_tiles tiles = first_tiles(c, &a.tile);
+    for (key_tile k = next_tile(&tiles), next; k.keys && !cancelled(p); k = next) {
+        next = next_tile(&tiles);
+        attend_tile(&a, k, next);
+    }
+    END_PRODUCTS();
+    for (int r = 0; r < a.tile.rows; r++) finish_row(&c[r % count], &a, r);
+}

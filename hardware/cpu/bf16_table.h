@@ -1,0 +1,39 @@
+// The table of an instruction set that multiplies bfloat16: problems that are
+// all bfloat16 are its own, any other the AVX-512 kernels'. Included after
+// tiles.h.
+extern const trivium_kernels trivium_kernels_avx512;
+
+static int is_bf16(const trivium_problem *p) { return p->dtype == TRIVIUM_BFLOAT16; }
+
+static size_t pack_bytes_any(const trivium_problem *p, int64_t rows) {
+    return is_bf16(p) ? NAME(pack_bytes)(p, rows) : trivium_kernels_avx512.pack_bytes(p, rows);
+}
+static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    is_bf16(p) ? NAME(pack)(p, k, first, rows) : trivium_kernels_avx512.pack(p, k, first, rows);
+}
+static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
+    return is_bf16(p) ? NAME(scratch_bytes)(p, keys) : trivium_kernels_avx512.scratch_bytes(p, keys);
+}
+static void attend_any(const trivium_attend *a, int32_t count, void *scratch) {
+    is_bf16(a->head->problem) ? NAME(attend)(a, count, scratch) : trivium_kernels_avx512.attend(a, count, scratch);
+}
+static void representative_any(const trivium_representative *r, void *scratch) {
+    is_bf16(r->head->problem) ? NAME(representative)(r, scratch) : trivium_kernels_avx512.representative(r, scratch);
+}
+static void row_mass_any(const trivium_row_mass *r, void *scratch) {
+    is_bf16(r->head->problem) ? NAME(row_mass)(r, scratch) : trivium_kernels_avx512.row_mass(r, scratch);
+}
+
+#define BF16_TABLE(isa, order)                     \
+    const trivium_kernels trivium_kernels_##isa = { \
+        .name = #isa,                              \
+        .rank = order,                             \
+        .supported = supported_##isa,              \
+        .pack_bytes = pack_bytes_any,              \
+        .pack = pack_any,                          \
+        .scratch_bytes = scratch_bytes_any,        \
+        .attend = attend_any,                      \
+        .representative = representative_any,      \
+        .row_mass = row_mass_any,                  \
+    };                                             \
+    TRIVIUM_REGISTER(trivium_kernels_##isa)
