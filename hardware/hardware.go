@@ -168,8 +168,31 @@ type Session interface {
 	// by blocks of their position; the last (and, in a chunk, the first) block
 	// is the mean over the rows it has. Positions bands are not applied.
 	Pool(ctx context.Context, query bool, blockSize int) ([]Pooled, error)
+	// SquareMass scores tiles by antidiagonals (XAttention, arXiv 2503.16428): of
+	// each square of stride by stride pairs, the sum of one antidiagonal times
+	// scale; of each row of squares the softmax over the squares with a visible
+	// pair, causal by squares; summed over the squares of a tile. A row or key
+	// that is not there counts as zero. stride divides blockSize. Neither bands
+	// nor softcap hold. The problem is causal.
+	SquareMass(ctx context.Context, stride, blockSize int, scale float64) ([]BlockScores, error)
+	// MeanScores holds every query against the mean of each key block that lies
+	// wholly before its block (FlashPrefill, arXiv 2603.06199): the sum over the
+	// block's queries of exp(logit - the block's largest logit). Key blocks that
+	// the window leaves out, and those not before, are 0. Bands do not hold. The
+	// problem is causal.
+	MeanScores(ctx context.Context, blockSize int) ([]BlockScores, error)
 	Close()
 }
+
+// BlockScores is a number for each tile of one query head. Rows are the query
+// blocks that the sequence touches.
+type BlockScores struct {
+	QueryBlocks, KeyBlocks int
+	Score                  []float32
+}
+
+// Row is the scores of a query block.
+func (b *BlockScores) Row(i int) []float32 { return b.Score[i*b.KeyBlocks : (i+1)*b.KeyBlocks] }
 
 // RepresentativeScores are sums over the softmax A of the last rows of a query
 // head, at token level (FlexPrefill, arXiv 2502.20766).

@@ -23,6 +23,12 @@ static void representative_any(const trivium_representative *r, void *scratch) {
 static void row_mass_any(const trivium_row_mass *r, void *scratch) {
     is_bf16(r->head->problem) ? NAME(row_mass)(r, scratch) : trivium_kernels_avx512.row_mass(r, scratch);
 }
+static void square_mass_any(const trivium_square_mass *s, void *scratch) {
+    is_bf16(s->part->problem) ? NAME(square_mass)(s, scratch) : trivium_kernels_avx512.square_mass(s, scratch);
+}
+static void column_score_any(const trivium_column_score *s, void *scratch) {
+    is_bf16(s->head->problem) ? NAME(column_score)(s, scratch) : trivium_kernels_avx512.column_score(s, scratch);
+}
 
 #define BF16_TABLE(isa, order)                     \
     const trivium_kernels trivium_kernels_##isa = { \
@@ -35,5 +41,7 @@ static void row_mass_any(const trivium_row_mass *r, void *scratch) {
         .attend = attend_any,                      \
         .representative = representative_any,      \
         .row_mass = row_mass_any,                  \
+        .square_mass = square_mass_any,            \
+        .column_score = column_score_any,          \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

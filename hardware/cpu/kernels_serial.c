@@ -190,6 +190,56 @@ static void row_mass_serial(const trivium_row_mass *r, void *scratch) {
     }
 }
 
+static double square_score(const trivium_square_mass *c, int64_t m, int64_t n) {
+    const trivium_problem *p = c->part->problem;
+    double sum = 0, q[256], room[256];
+    for (const trivium_head *h = c->part; h < c->part + c->parts; h++) {
+        int64_t row = m - h->offset;
+        if (row < 0 || row >= h->query.rows || n >= h->keys->key.rows) continue;
+        load_row(q, p, &h->query, row, NULL);
+        load_row(room, p, &h->keys->key, n, NULL);
+        for (int i = 0; i < p->key_dim; i++) sum += q[i] * room[i];
+    }
+    return sum * p->scale;
+}
+
+static void square_mass_serial(const trivium_square_mass *c, void *scratch) {
+    const trivium_problem *p = c->part->problem;
+    int64_t keys = c->part->keys->key.rows, blocks = (keys + c->block_size - 1) / c->block_size;
+    scored_row s = scored_row_in(scratch, p, keys);
+    for (int64_t m = c->row; m < c->row + c->rows && !cancelled(p); m++) {
+        s.count = 0;
+        for (int64_t n = first_visible(p, m); n < last_visible(p, m, keys); n++) {
+            s.key[s.count] = n;
+            s.score[s.count++] = square_score(c, m, n);
+        }
+        double lse = log_sum_exp(&s);
+        float *mass = c->mass + (m / c->block_size - c->row / c->block_size) * blocks;
+        for (int64_t b = 0, i = 0; b < blocks; b++) {
+            double sum = 0;
+            for (; i < s.count && s.key[i] < (b + 1) * c->block_size; i++) sum += exp(s.score[i] - lse);
+            mass[b] += (float)sum;
+        }
+    }
+}
+
+static void column_score_serial(const trivium_column_score *c, void *scratch) {
+    const trivium_problem *p = c->head->problem;
+    scored_row s = scored_row_in(scratch, p, c->head->keys->key.rows);
+    double top = -INFINITY;
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t r = c->row; r < c->row + c->rows && !cancelled(p); r++) {
+            start_row(c->head, &s, r);
+            for (int64_t n = c->first; n < c->last; n++) {
+                double x = score(c->head, &s, c->head->offset + r, n);
+                if (!pass) top = fmax(top, x);
+                else c->score[n - c->first] += (float)exp(x - top);
+            }
+        }
+        if (!pass) memset(c->score, 0, sizeof(float) * (c->last - c->first));
+    }
+}
+
 static void pool_serial(const trivium_pool *p) {
     float *mean = p->mean;
     for (int64_t row = 0; row < p->rows.rows; mean += p->rows.cols) {
@@ -312,5 +362,7 @@ static const trivium_kernels kernels_serial = {
     .magnitudes = magnitudes_serial,
     .sparse = sparse_serial,
     .difference_bytes = 64,
+    .square_mass = square_mass_serial,
+    .column_score = column_score_serial,
 };
 TRIVIUM_REGISTER(kernels_serial);

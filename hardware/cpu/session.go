@@ -168,11 +168,15 @@ func (s *session) pack(ctx context.Context, wanted func(sequence int) bool) erro
 // workers makes scratch for the threads that will work on n items and says how
 // many those are.
 func (s *session) workers(n int) (int, error) {
-	threads := threadCount(s.request.Threads, n)
 	keys := C.int64_t(0)
 	for _, k := range s.keys {
 		keys = max(keys, k[0].key.rows)
 	}
+	return s.workersFor(n, keys)
+}
+
+func (s *session) workersFor(n int, keys C.int64_t) (int, error) {
+	threads := threadCount(s.request.Threads, n)
 	for len(s.scratch) < threads {
 		memory, err := s.memory.alloc(C.trivium_scratch_bytes(s.kernels, s.problem, keys))
 		if err != nil {

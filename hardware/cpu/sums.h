@@ -236,5 +236,7 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .magnitudes = magnitudes_##isa,            \
         .sparse = sparse_##isa,                    \
         .difference_bytes = sizeof(difference_scratch), \
+        .square_mass = square_mass_##isa,          \
+        .column_score = column_score_##isa,        \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -34,6 +34,8 @@ static inline void trivium_pack(const trivium_kernels *k, const trivium_problem 
 static inline void trivium_run_attend(const trivium_kernels *k, const trivium_attend *a, int32_t count, void *scratch) { k->attend(a, count, scratch); }
 static inline void trivium_run_representative(const trivium_kernels *k, const trivium_representative *r, void *scratch) { k->representative(r, scratch); }
 static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
+static inline void trivium_run_square_mass(const trivium_kernels *k, const trivium_square_mass *s, void *scratch) { k->square_mass(s, scratch); }
+static inline void trivium_run_column_score(const trivium_kernels *k, const trivium_column_score *s, void *scratch) { k->column_score(s, scratch); }
 static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }
 static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *s, void *scratch) { k->weighted_sum(s, scratch); }
 static inline void trivium_run_products(const trivium_kernels *k, const trivium_products *p, void *scratch) { k->products(p, scratch); }

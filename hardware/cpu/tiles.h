@@ -70,13 +70,19 @@ static void add_row(tile_rows *t, const trivium_head *h, int64_t row) {
     t->position[t->rows++] = h->offset + row;
 }
 
+// What queries are multiplied with before the product: the sign of the scale, or
+// all of it where queries are float32.
+static inline float query_scale(const trivium_problem *p) {
+    if (!SCALED_QUERY) return p->scale < 0 ? -1 : 1;
+    return p->softcap ? p->scale / p->softcap : p->scale * LOG2_E;
+}
+
 static const query_t *query_variant(tile_rows *t, int variant) {
     const trivium_problem *p = t->problem;
     query_t *query = t->query + (int64_t)variant * TILE * t->query_stride;
     if (t->ready[variant]) return query;
     t->ready[variant] = 1;
-    float scale = p->scale < 0 ? -1 : 1; // all of it, where queries are float32
-    if (SCALED_QUERY) scale = p->softcap ? p->scale / p->softcap : p->scale * LOG2_E;
+    float scale = query_scale(p);
     _Alignas(64) float x[256] = {0};
     for (int r = 0; r < t->rows; r++) {
         load_floats(x, &t->from_head[r]->query, t->row[r]);
@@ -152,6 +158,12 @@ static void hide_keys(tile_rows *t, int64_t k0, int keys) {
     }
 }
 
+static void hide_some_keys(tile_rows *t, int64_t k0, int keys) {
+    const trivium_problem *p = t->problem;
+    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[t->from], t->head->keys->key.rows) ||
+        k0 < first_visible(p, t->position[t->to - 1])) hide_keys(t, k0, keys);
+}
+
 // The scores of rows [from, to) with keys [k0, k0+keys), k0 a multiple of 16,
 // within one chunk.
 static void score_tile(tile_rows *t, int from, int to, int64_t k0, int keys) {
@@ -162,8 +174,7 @@ static void score_tile(tile_rows *t, int from, int to, int64_t k0, int keys) {
     if (p->bands == 1) multiply_keys(t, p->band, k0, keys, t->score);
     else multiply_bands(t, k0, keys);
     if (p->softcap) cap_scores(t);
-    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[from], t->head->keys->key.rows) ||
-        k0 < first_visible(p, t->position[to - 1])) hide_keys(t, k0, keys);
+    hide_some_keys(t, k0, keys);
 }
 
 // The first key of the next tile after k0, at most `end`.
@@ -200,6 +211,7 @@ static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t 
 #include "attend.h"
 #include "representative.h"
 #include "rowmass.h"
+#include "blockscores.h"
 
 static size_t NAME(scratch_bytes)(const trivium_problem *p, int64_t keys) {
     int64_t attend = (int64_t)TILE * (value_panels(p) * PANEL + LANES) + (int64_t)NAME(pack_bytes)(p, TILE) / 4 + 16;

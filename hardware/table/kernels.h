@@ -105,6 +105,28 @@ typedef struct {
     float *lse;                 // [place] natural log, no sink
 } trivium_row_mass;
 
+// Scores of squares: row r and key n are the squares of some tokens by some, and
+// what they have to do with each other is the sum over parts of the products of
+// the parts' rows; a row or key that a part lacks counts as zero. Part 0 has the
+// most keys. Rows at positions [row, row+rows), at most TRIVIUM_QUERY_ROWS,
+// against all visible keys; no bands, no softcap.
+typedef struct {
+    const trivium_head *part;   // [parts], of one problem
+    int32_t parts;
+    int64_t row, rows;
+    int64_t block_size;         // of rows and of keys, any
+    float *mass;                // [row blocks from that of row on, key blocks] softmax mass, added to
+} trivium_square_mass;
+
+// Rows [row, row+rows), any number, against the keys [first, last): score[n -
+// first] is the sum over rows of exp(logit - the largest logit of all).
+typedef struct {
+    const trivium_head *head;
+    int64_t row, rows;
+    int64_t first, last;
+    float *score;
+} trivium_column_score;
+
 // Means over rows by blocks of position; row r of m is at position offset + r.
 typedef struct {
     trivium_matrix rows;
@@ -192,7 +214,8 @@ typedef struct trivium_kernels {
     // Packs rows [first, first+rows) of keys; first a multiple of TRIVIUM_PACK_ROWS,
     // and rows too, unless they are the last.
     void (*pack)(const trivium_problem *, const trivium_keys *, int64_t first, int64_t rows);
-    // Scratch for any operation; keys: the most rows of any trivium_keys.
+    // Scratch for any operation; keys: the most rows of any trivium_keys, and for
+    // square_mass at least 16 times the key blocks.
     size_t (*scratch_bytes)(const trivium_problem *, int64_t keys);
     // Several calls at once share keys, rows and blocks, and have no more than
     // TRIVIUM_QUERY_ROWS rows in all: the heads of a group.
@@ -208,6 +231,8 @@ typedef struct trivium_kernels {
     void (*magnitudes)(const trivium_magnitudes *, void *scratch);
     void (*sparse)(const trivium_sparse *, void *scratch);
     size_t difference_bytes;
+    void (*square_mass)(const trivium_square_mass *, void *scratch);
+    void (*column_score)(const trivium_column_score *, void *scratch);
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

@@ -5,13 +5,10 @@ package flashprefill
 
 import (
 	"context"
-	"math"
 
 	"github.com/trivium-ml/trivium/core"
-	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
-	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
 
 // New makes the strategy on a kernel.
@@ -49,15 +46,14 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if !call.Request.Causal {
 		return call.Dense("dense", "flashprefill selects for causal attention only"), nil
 	}
-	keys, err := call.Session.Pool(ctx, false, size)
+	scores, err := call.Session.MeanScores(ctx, size)
 	if err != nil {
 		return nil, err
 	}
 	sinks, window, last := call.Params.Int("sink_blocks"), call.Params.Int("window_blocks"), call.Params.Int("last_blocks")
 	return call.Choose(ctx, size, func(h *kernel.Head) error {
 		h.Report.Pattern = "max_threshold"
-		sequence := &call.Problem.Sequences[h.Sequence]
-		s := scorer{Head: h, query: sequence.Query[h.Head], offset: sequence.Offset, scale: call.Request.Scale, keys: keys[call.KeySlot(h.Sequence, h.Head)]}
+		of := &scores[call.Slot(h.Sequence, h.Head)]
 		for row := range h.QueryBlocks {
 			if row >= h.QueryBlocks-last {
 				h.KeepRow(row)
@@ -65,61 +61,24 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 			}
 			h.KeepRange(row, 0, sinks)
 			h.KeepRange(row, h.Diagonal(row)-window+1, h.Diagonal(row)+1)
-			keepByScore(h, row, s.scores(row), call.Params.FloatAt("alpha", h.Head), call.Params.Int("min_blocks"))
+			keepByScore(h, row, of.Row(row)[:min(h.Diagonal(row), h.KeyBlocks)], call.Params.FloatAt("alpha", h.Head), call.Params.Int("min_blocks"))
 		}
-		return ctx.Err()
+		return nil
 	})
 }
 
-// scorer holds the queries of one head against block means.
-type scorer struct {
-	*kernel.Head
-	query  hardware.Matrix
-	offset int
-	scale  float64
-	keys   hardware.Pooled
-}
-
-// scores is, for each key block before the query block, the sum over its
-// queries of the exponential of their logit, in units of the largest.
-func (s scorer) scores(row int) []float64 {
-	low, _ := s.Visible(row)
-	past := min(s.Diagonal(row), s.KeyBlocks)
-	first := max(0, s.Diagonal(row)*s.BlockSize-s.offset)
-	end := min(s.query.Rows, (s.Diagonal(row)+1)*s.BlockSize-s.offset)
-	logits, top := make([]float64, 0, past*(end-first)), math.Inf(-1)
-	query := make([]float32, s.query.Cols)
-	for r := first; r < end; r++ {
-		dtype.Row(query, s.query, r)
-		for j := range past {
-			logit := math.Inf(-1)
-			if j >= low {
-				logit = s.scale * mass.Dot(query, s.keys.Data[j*s.keys.Dim:])
-			}
-			logits, top = append(logits, logit), max(top, logit)
-		}
-	}
-	scores := make([]float64, past)
-	for i, logit := range logits {
-		scores[i%past] += math.Exp(logit - top)
-	}
-	return scores
-}
-
 // keepByScore keeps what reaches alpha of the best, and at least the best few.
-func keepByScore(h *kernel.Head, row int, scores []float64, alpha float64, fewest int) {
+func keepByScore(h *kernel.Head, row int, scores []float32, alpha float64, fewest int) {
 	best := 0.0
 	for _, score := range scores {
-		best = max(best, score)
+		best = max(best, float64(score))
 	}
-	narrow := make([]float32, len(scores))
 	for j, score := range scores {
-		narrow[j] = float32(score)
-		if score >= alpha*best {
+		if float64(score) >= alpha*best {
 			h.Keep(row, j)
 		}
 	}
-	for _, j := range mass.Largest(narrow, min(fewest, len(narrow))) {
+	for _, j := range mass.Largest(scores, min(fewest, len(scores))) {
 		h.Keep(row, j)
 	}
 }

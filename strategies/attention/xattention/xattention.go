@@ -5,13 +5,10 @@ package xattention
 
 import (
 	"context"
-	"math"
 
 	"github.com/trivium-ml/trivium/core"
-	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
-	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
 
 // New makes the strategy on a kernel.
@@ -47,94 +44,32 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if !call.Request.Causal {
 		return call.Dense("dense", "xattention selects for causal attention only"), nil
 	}
+	scale := call.Request.Scale / (float64(stride) * call.Params.Float("norm"))
+	scores, err := call.Session.SquareMass(ctx, stride, size, scale)
+	if err != nil {
+		return nil, err
+	}
 	return call.Choose(ctx, size, func(h *kernel.Head) error {
 		h.Report.Pattern = "antidiagonal"
-		sequence := &call.Problem.Sequences[h.Sequence]
-		s := squares{Head: h, stride: stride, offset: sequence.Offset, query: sequence.Query[h.Head],
-			keys:  keySquares(sequence.Key[h.Head*len(sequence.Key)/call.Heads], stride),
-			scale: call.Request.Scale / (float64(stride) * call.Params.Float("norm"))}
+		of := &scores[call.Slot(h.Sequence, h.Head)]
 		for row := range h.QueryBlocks {
-			keepRow(h, row, s.scores(row), call.Params.FloatAt("threshold", h.Head))
+			keepRow(h, row, of.Row(row), call.Params.FloatAt("threshold", h.Head))
 		}
-		return ctx.Err()
+		return nil
 	})
-}
-
-// squares are the rows of one head taken stride at a time.
-type squares struct {
-	*kernel.Head
-	stride, offset int
-	query          hardware.Matrix
-	keys           [][]float32
-	scale          float64
-}
-
-// keySquares joins each stride keys, which count from the sequence's first, to
-// one row. A ragged last row is filled up with zeros.
-func keySquares(m hardware.Matrix, stride int) [][]float32 {
-	rows := make([][]float32, (m.Rows+stride-1)/stride)
-	for c := range rows {
-		rows[c] = make([]float32, stride*m.Cols)
-		for t := range min(stride, m.Rows-c*stride) {
-			dtype.Row(rows[c][t*m.Cols:(t+1)*m.Cols], m, c*stride+t)
-		}
-	}
-	return rows
-}
-
-// querySquare joins the queries at positions [r*stride, (r+1)*stride) in
-// reverse, so that its product with a key square is one antidiagonal. It says
-// whether there are any.
-func (s squares) querySquare(r int, joined []float32) bool {
-	clear(joined)
-	found := false
-	for t := range s.stride {
-		row := r*s.stride + s.stride - 1 - t - s.offset
-		if row >= 0 && row < s.query.Rows {
-			dtype.Row(joined[t*s.query.Cols:(t+1)*s.query.Cols], s.query, row)
-			found = true
-		}
-	}
-	return found
-}
-
-// scores is the share of a query block's attention, by squares, that each key
-// block has.
-func (s squares) scores(row int) []float64 {
-	perBlock := s.BlockSize / s.stride
-	scores := make([]float64, s.KeyBlocks)
-	joined := make([]float32, s.stride*s.query.Cols)
-	for r := s.Diagonal(row) * perBlock; r < (s.Diagonal(row)+1)*perBlock; r++ {
-		if !s.querySquare(r, joined) {
-			continue
-		}
-		low, _ := s.Visible(row)
-		weights := make([]float64, min(r+1, len(s.keys)))
-		for c := range weights {
-			weights[c] = math.Inf(-1)
-			if c/perBlock >= low {
-				weights[c] = s.scale * mass.Dot(joined, s.keys[c])
-			}
-		}
-		mass.Softmax(weights)
-		for c, w := range weights {
-			scores[c/perBlock] += w
-		}
-	}
-	return scores
 }
 
 // keepRow keeps column 0, the diagonal, and the heaviest others until their sum
 // reaches the threshold.
-func keepRow(h *kernel.Head, row int, scores []float64, threshold float64) {
+func keepRow(h *kernel.Head, row int, scores []float32, threshold float64) {
 	wanted := 0.0
 	for _, score := range scores {
-		wanted += threshold * score
+		wanted += threshold * float64(score)
 	}
 	for _, forced := range []int{0, h.Diagonal(row)} {
 		if forced < len(scores) && !h.Kept(row, forced) {
 			h.Keep(row, forced)
-			wanted -= scores[forced]
+			wanted -= float64(scores[forced])
 		}
 	}
 	for _, j := range mass.Order(scores) {
@@ -143,7 +78,7 @@ func keepRow(h *kernel.Head, row int, scores []float64, threshold float64) {
 		}
 		if !h.Kept(row, j) {
 			h.Keep(row, j)
-			wanted -= scores[j]
+			wanted -= float64(scores[j])
 		}
 	}
 }

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 BLOCK = 128
+INDEX = ("representative", "row_mass_32", "pool", "squares_16", "squares_8", "mean_scores")
 DTYPES = {"float32": (torch.float32, 0), "bfloat16": (torch.bfloat16, 1), "float16": (torch.float16, 2)}
 
 
@@ -54,6 +55,35 @@ def explicit(q, k, v, head, rows, group, mask=None):
     return torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ v64
 
 
+def compiled_flex(q, k, v, rowptr, columns):
+    """Compiled flex_attention on the mask, and causal throughout: two functions."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    heads, n = q.shape[1], q.shape[2]
+    blocks = n // BLOCK
+    run = torch.compile(flex_attention, dynamic=False)
+    causal = lambda b, h, i, j: i >= j  # noqa: E731
+
+    def masked(rows):
+        """rows: for each head and query block, its key blocks; the diagonal is partial."""
+        partial_count = torch.ones(1, heads, blocks, dtype=torch.int32)
+        partial = torch.arange(blocks, dtype=torch.int32)[None, None, :, None].expand(1, heads, blocks, blocks).contiguous()
+        full_count = torch.zeros(1, heads, blocks, dtype=torch.int32)
+        full = torch.zeros(1, heads, blocks, blocks, dtype=torch.int32)
+        for h in range(heads):
+            for i in range(blocks):
+                past = [j for j in rows(h, i) if j < i]
+                full_count[0, h, i] = len(past)
+                full[0, h, i, : len(past)] = torch.tensor(past, dtype=torch.int32)
+        return BlockMask.from_kv_blocks(partial_count, partial, full_count, full, BLOCK_SIZE=BLOCK, mask_mod=causal)
+
+    at = lambda h, i: h * (blocks + 1) + i  # noqa: E731
+    sparse = masked(lambda h, i: columns[rowptr[at(h, i)] : rowptr[at(h, i) + 1]].tolist())
+    dense = masked(lambda h, i: range(i))
+    gqa = k.shape[1] != heads
+    return (lambda: run(q, k, v, block_mask=sparse, enable_gqa=gqa), lambda: run(q, k, v, block_mask=dense, enable_gqa=gqa))
+
+
 def rounds(count, operations):
     """Median seconds of each operation, run in turn; one round warms up."""
     times = {name: [] for name in operations}
@@ -79,6 +109,7 @@ def main():
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--flex", action="store_true", help="also compiled flex_attention, on the same mask (needs a C++ compiler)")
     a = parser.parse_args()
     rows = a.rows or a.n
     torch.set_num_threads(a.threads)
@@ -127,6 +158,12 @@ def main():
     }
     if rows == a.n:
         operations["sparse"] = lambda: prepared(*mask)
+    if a.flex:
+        operations["flex_sparse"], operations["flex_dense"] = compiled_flex(*wide, rowptr, columns)
+        difference = (operations["flex_sparse"]()[0].float() - out.float()).abs().max().item()
+        if difference > 10 * budget:  # out is that of our own sparse call
+            raise SystemExit(f"flex_attention differs by {difference}: it has another mask")
+        errors["flex_sparse"] = difference
     check(lib.OpenProblem(a.isa.encode(), *pointers, *shape))
     times = rounds(a.rounds, operations)
     check(lib.Prepare())
@@ -134,6 +171,9 @@ def main():
         "representative": lambda: check(lib.Representative(BLOCK)),
         "row_mass_32": lambda: check(lib.RowMass(32, BLOCK)),
         "pool": lambda: (check(lib.Pool(0, BLOCK)), check(lib.Pool(1, BLOCK))),
+        "squares_16": lambda: check(lib.SquareMass(16, BLOCK)),
+        "squares_8": lambda: check(lib.SquareMass(8, BLOCK)),
+        "mean_scores": lambda: check(lib.MeanScores(BLOCK)),
     })
     lib.Close()
     peak = 2 * 2048**3 / times["gemm"]
@@ -144,8 +184,11 @@ def main():
               "dense_frac": round(work / times["dense"] / peak, 3), "dense_over_sdpa": round(times["sdpa"] / times["dense"], 2)}
     if "sparse" in times:
         result["sparse_over_sdpa"] = round(times["sdpa"] / times["sparse"], 2)
+        if a.flex:
+            result["sparse_over_flex"] = round(times["flex_sparse"] / times["sparse"], 2)
+            result["dense_over_flex"] = round(times["flex_dense"] / times["dense"], 2)
         result["sparse_frac"] = round(work * density / times["sparse"] / peak, 3)
-    result["index_percent_of_dense"] = {name: round(100 * times[name] / times["dense"], 2) for name in ("representative", "row_mass_32", "pool")}
+    result["index_percent_of_dense"] = {name: round(100 * times[name] / times["dense"], 2) for name in INDEX}
     print(json.dumps(result))
 
 

@@ -20,7 +20,7 @@ func Blocks(values []float32, block, count int) []float64 {
 
 // Order is the indices of values from the largest down; of equals the lower
 // first.
-func Order(values []float64) []int {
+func Order[F float32 | float64](values []F) []int {
 	order := make([]int, len(values))
 	for i := range order {
 		order[i] = i

@@ -112,6 +112,18 @@ func Pool(query, size C.int) C.int {
 	return result(err)
 }
 
+//export SquareMass
+func SquareMass(stride, size C.int) C.int {
+	_, err := open.session.SquareMass(context.Background(), int(stride), int(size), open.problem.Scale/float64(stride))
+	return result(err)
+}
+
+//export MeanScores
+func MeanScores(size C.int) C.int {
+	_, err := open.session.MeanScores(context.Background(), int(size))
+	return result(err)
+}
+
 func result(err error) C.int {
 	if err != nil {
 		return -1
