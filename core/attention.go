@@ -91,8 +91,9 @@ type AttentionRequest struct {
 
 // Selection is what a strategy chose.
 type Selection struct {
-	Mask *BlockMask // nil: everything, with Reason
-	// Reason says why a strategy chose to attend to everything.
+	Mask *BlockMask // nil: everything
+	// Reason says why a strategy attends to everything that was not asked to;
+	// empty where everything is as asked.
 	Reason string
 	Heads  []HeadReport // by sequence and query head; may be nil
 }

@@ -19,5 +19,5 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 }
 
 func selectBlocks(_ context.Context, call *kernel.Call) (*core.Selection, error) {
-	return call.Dense("dense", "the strategy is dense"), nil
+	return call.Dense("dense", ""), nil
 }

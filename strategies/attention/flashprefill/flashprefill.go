@@ -24,7 +24,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			{Name: "last_blocks", Type: core.Int, Default: int64(2), Unit: "blocks", Min: core.Bound(0), Doc: "last query blocks, which see everything; 2 in v1, 8 in v2"},
 			{Name: "min_blocks", Type: core.Int, Default: int64(0), Unit: "blocks", Min: core.Bound(0), Doc: "fewest key blocks to keep by score"},
 			{Name: "dense_layers", Type: core.Int, Default: int64(0), Unit: "layers", Min: core.Bound(0), Doc: "first layers, which stay dense; 4 in v2"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.TileSide(),
 		}),
 		Capabilities: core.Capabilities{ChunkRule: "superset"},
 		Notes: []string{

@@ -20,11 +20,11 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Summary: "per head the columns and diagonals, or the tiles, whose estimated mass reaches gamma",
 		Paper:   "arXiv:2502.20766",
 		Parameters: kernel.WithCoverage([]core.Parameter{
-			{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "estimated attention mass to keep; .95 for Llama and GLM, .9 for Yi and Qwen in the paper"},
+			kernel.Gamma("estimated attention mass to keep; .95 for Llama and GLM, .9 for Yi and Qwen in the paper"),
 			{Name: "tau", Type: core.Float, Default: 0.1, Min: core.Bound(0), Max: core.Bound(1), PerHead: true, Doc: "Jensen-Shannon distance below which a head is query-aware"},
 			{Name: "min_budget", Type: core.Int, Default: int64(512), Unit: "tokens", Min: core.Bound(0), Optional: true, Doc: "fewest columns and diagonals to keep; no longer prompts are dense; unset: one block"},
 			{Name: "max_budget", Type: core.Int, Unit: "tokens", Min: core.Bound(1), Doc: "most columns and diagonals to keep; unset: no limit"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.TileSide(),
 			kernel.Segment(),
 			{Name: "gqa_interleave", Type: core.Bool, Default: false, Doc: "query head h reads kv head h mod kv_heads, rather than h / group"},
 			{Name: "rule", Type: core.String, Default: "fixed", Choices: []string{"released", "fixed", "paper"}, Doc: "how mass becomes blocks: as the released code, that with its faults mended, or by token as in the paper"},

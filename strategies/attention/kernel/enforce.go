@@ -15,8 +15,7 @@ func WithCoverage(parameters []core.Parameter) []core.Parameter {
 	parameters = append(parameters, core.Parameter{Name: "coverage", Type: core.String, Default: "report", Choices: []string{"report", "enforce"},
 		Doc: "enforce: keep further tiles of each head until a lower confidence bound of its coverage reaches gamma"})
 	if !slices.ContainsFunc(parameters, func(p core.Parameter) bool { return p.Name == "gamma" }) {
-		parameters = append(parameters, core.Parameter{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true,
-			Doc: "attention mass each head keeps, with coverage enforce"})
+		parameters = append(parameters, Gamma("attention mass each head keeps, with coverage enforce"))
 	}
 	return parameters
 }

@@ -8,16 +8,6 @@ import (
 	"github.com/trivium-ml/trivium/hardware"
 )
 
-// Segment is the parameter that makes a strategy which looks at the end of a
-// prompt independent of how the prompt is cut into chunks.
-func Segment() core.Parameter {
-	return core.Parameter{Name: "segment", Type: core.Int, Default: int64(0), Unit: "tokens", Min: core.Bound(0),
-		Doc: "choose for each so many tokens of the prompt by themselves, as if they were chunks; a multiple of block_size; 0: for the whole call"}
-}
-
-// SegmentNote is what Segment does to chunks.
-const SegmentNote = "With a segment, chunks that end at its multiples keep exactly the tiles of the one-shot call."
-
 // segment is the part of a sequence that is chosen for by itself.
 type segment struct {
 	sequence   int

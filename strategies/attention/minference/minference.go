@@ -26,13 +26,13 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Paper:   "arXiv:2407.02490",
 		Parameters: kernel.WithCoverage([]core.Parameter{
 			{Name: "patterns", Type: core.String, Default: "", Doc: "JSON file in the released format, a list of layers; empty: every head is vertical-slash (1000, 6096)"},
-			{Name: "granularity", Type: core.String, Default: "block", Choices: []string{"block", "token"}, Doc: "block: budgets buy whole blocks; token: single columns and diagonals, with every tile they touch"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			pattern.Granularity(),
+			kernel.TileSide(),
 			kernel.Segment(),
 		}),
 		Notes: []string{
 			"The file is a list with an object for each layer, from head number to [pattern, first number, second number, score]: vertical_and_slash (columns, diagonals), stream_llm (sink, recent), block_sparse (blocks of a row, unused).",
-			"The paper gathers single columns; this kernel attends to tiles, so granularity token keeps a superset of the paper's choice.",
+			pattern.GranularityNote,
 			"Chunks: the last queries of each chunk choose its columns and diagonals; those of a prompt's last chunk keep the tiles of the one-shot call. The other patterns keep the same tiles in any chunk.",
 			kernel.SegmentNote,
 		},

@@ -18,8 +18,8 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Name:    "oracle",
 		Summary: "the fewest tiles that reach gamma by their true mass: a bound for selectors, slower than dense",
 		Parameters: []core.Parameter{
-			{Name: "gamma", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "attention mass each head keeps, as a mean over rows"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.Gamma("attention mass each head keeps, as a mean over rows"),
+			kernel.TileSide(),
 			kernel.Segment(),
 		},
 		Notes: []string{

@@ -21,7 +21,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			{Name: "sink", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(0), Doc: "tokens at the start that every query sees"},
 			{Name: "recent", Type: core.Int, Default: int64(1024), Unit: "tokens", Min: core.Bound(1), Doc: "nearest tokens that a query sees"},
 			{Name: "last", Type: core.Int, Default: int64(0), Unit: "tokens", Min: core.Bound(0), Doc: "queries at the end of the prompt that see everything"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.TileSide(),
 		}),
 		Capabilities: core.Capabilities{ChunkRule: "superset"},
 		Notes: []string{

@@ -21,7 +21,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			{Name: "threshold", Type: core.Float, Default: 0.9, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), PerHead: true, Doc: "share of a query block's score to keep"},
 			{Name: "stride", Type: core.Int, Default: int64(16), Unit: "tokens", Min: core.Bound(2), Max: core.Bound(64), Doc: "side of the squares; 8 or 16 in the paper; it divides block_size"},
 			{Name: "norm", Type: core.Float, Default: 1.0, Min: core.Bound(0), OpenMin: true, Doc: "divisor of the scores"},
-			{Name: "block_size", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(16), Max: core.Bound(1024), Doc: "side of a tile, a multiple of 16"},
+			kernel.TileSide(),
 		}),
 		Capabilities: core.Capabilities{ChunkRule: "same"},
 		Notes: []string{

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
@@ -25,6 +26,15 @@ func Streaming(h *kernel.Head, end, sink, recent, last int) {
 		h.KeepRange(row, max(0, first-recent+1)/size, (first+size+recent-2)/size+1)
 	}
 }
+
+// Granularity is the parameter for VerticalSlash.ByToken.
+func Granularity() core.Parameter {
+	return core.Parameter{Name: "granularity", Type: core.String, Default: "block", Choices: []string{"block", "token"},
+		Doc: "block: budgets buy whole blocks; token: single columns and diagonals, with every tile they touch"}
+}
+
+// GranularityNote is what it makes of the paper's rule.
+const GranularityNote = "The paper gathers single columns; this kernel attends to tiles, so granularity token keeps a superset of the paper's choice."
 
 // VerticalSlash is how many tokens' worth of columns and diagonals to keep.
 type VerticalSlash struct {

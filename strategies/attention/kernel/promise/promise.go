@@ -138,26 +138,36 @@ func (h *Head) stop(curves []curve, r ranks) *Result {
 	if len(curves) < 2 {
 		return best
 	}
+	mean, lower := bounds(curves, h.Z)
 	for level := 1; level <= levels; level++ {
-		mean, lower := bound(curves, level, h.Z)
-		if !(lower >= h.Gamma) {
+		if !(lower[level] >= h.Gamma) {
 			return best
 		}
-		best.stop, best.Mean, best.Lower = level, mean, lower
+		best.stop, best.Mean, best.Lower = level, mean[level], lower[level]
 	}
 	return best
 }
 
-// bound is the mean coverage and its lower bound. The variance is that of
-// neighbours along the sequence, so that a trend does not widen it.
-func bound(curves []curve, level int, z float64) (mean, lower float64) {
-	n, squares := float64(len(curves)), 0.0
+// bounds is the mean coverage at each threshold and its lower bound. The
+// variance is that of neighbours along the sequence, so that a trend does not
+// widen it.
+func bounds(curves []curve, z float64) (mean, lower curve) {
+	n := float64(len(curves))
+	var squares curve
 	for i := range curves {
-		mean += curves[i][level] / n
-		if i > 0 {
-			d := curves[i][level] - curves[i-1][level]
-			squares += d * d
+		for level, c := range curves[i] {
+			mean[level] += c / n
+		}
+		if i == 0 {
+			continue
+		}
+		for level, before := range curves[i-1] {
+			d := curves[i][level] - before
+			squares[level] += d * d
 		}
 	}
-	return mean, mean - z*math.Sqrt(squares/(2*(n-1))/n)
+	for level, m := range mean {
+		lower[level] = m - z*math.Sqrt(squares[level]/(2*(n-1))/n)
+	}
+	return mean, lower
 }

@@ -1,6 +1,7 @@
 package promise
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -95,8 +96,8 @@ func TestRanksFollowTheDefinition(t *testing.T) {
 			for j := range i + 1 {
 				score := naiveScore(h, h.Score, i, j)
 				// A score that lies on a threshold may fall to either side of it.
-				if got := ranks.at(i, j); got != int(levelOf(score*(1-1e-5))) && got != int(levelOf(score*(1+1e-5))) {
-					t.Fatalf("tile (%d, %d): level %d, want %d", i, j, got, levelOf(score))
+				if got := ranks.at(i, j); got != int(levelOf(float32(score*(1-1e-5)))) && got != int(levelOf(float32(score*(1+1e-5)))) {
+					t.Fatalf("tile (%d, %d): level %d, want %d", i, j, got, levelOf(float32(score)))
 				}
 			}
 		}
@@ -185,6 +186,18 @@ func TestPromisesThatCannotBeKept(t *testing.T) {
 			c.spoil(h)
 			if r := h.Find(); h.cost(r) != 16*17/2 {
 				t.Errorf("keeps %d tiles, want all %d", h.cost(r), 16*17/2)
+			}
+		})
+	}
+}
+
+// The rule by itself, at 8k and at 16k.
+func BenchmarkFind(b *testing.B) {
+	for _, blocks := range []int{64, 128} {
+		b.Run(fmt.Sprint(blocks), func(b *testing.B) {
+			h := head(1, blocks, everyBlock(blocks, 4))
+			for b.Loop() {
+				h.Find()
 			}
 		})
 	}

@@ -21,17 +21,43 @@ type ranks struct {
 
 func (r ranks) at(row, column int) int { return int(r.level[row*r.columns+column]) }
 
-func levelOf(score float64) uint8 {
+// thresholds[l] is what a score of level l reaches.
+var thresholds = func() (t [levels + 1]float32) {
+	for l := 1; l <= levels; l++ {
+		t[l] = float32(lowest * math.Pow(step, float64(l-1)))
+	}
+	return t
+}()
+
+// coarse is the level of the smallest score with these upper bits, a quarter of
+// an octave each, which hold fewer than three levels.
+const coarseShift = 21
+
+var coarse = func() (c [1 << (31 - coarseShift)]uint8) {
+	for i := range c {
+		smallest := math.Float32frombits(uint32(i) << coarseShift)
+		for c[i] < levels && smallest >= thresholds[c[i]+1] {
+			c[i]++
+		}
+	}
+	return c
+}()
+
+func levelOf(score float32) uint8 {
 	if !(score >= lowest) {
 		return 0
 	}
-	return uint8(min(levels, 1+int(math.Log(score/lowest)/math.Log(step)+1e-9)))
+	level := coarse[math.Float32bits(score)>>coarseShift]
+	for level < levels && score >= thresholds[level+1] {
+		level++
+	}
+	return level
 }
 
 func (h *Head) rankBy(score []float32) ranks {
 	r := ranks{columns: h.KeyBlocks, level: make([]uint8, len(score))}
 	for i, s := range score {
-		r.level[i] = levelOf(float64(s))
+		r.level[i] = levelOf(s)
 	}
 	return r
 }
@@ -83,7 +109,7 @@ func (h *Head) rank(probes []Probe, pool []float32) ranks {
 			if count[row] > 0 {
 				mine = float64(own[row*h.KeyBlocks+j]) / count[row]
 			}
-			r.level[row*h.KeyBlocks+j] = levelOf((mine + vertical + 0.5*float64(pool[row*h.KeyBlocks+j])) / 2.5)
+			r.level[row*h.KeyBlocks+j] = levelOf(float32((mine + vertical + 0.5*float64(pool[row*h.KeyBlocks+j])) / 2.5))
 		}
 	}
 	return r
@@ -104,16 +130,43 @@ func (h *Head) own(probes []Probe) (sums []float32, count []float64) {
 // vertical adds up the probes around a query block at each key block that they
 // see, with Gaussian weights.
 func (h *Head) vertical(row int, own []float32, count, sum, weight []float64) {
-	for other := max(0, row-reach); other <= min(h.QueryBlocks-1, row+reach); other++ {
+	first, last := max(0, row-reach), min(h.QueryBlocks-1, row+reach)
+	all, from, to := 0.0, 0, h.KeyBlocks // what every one of them sees, and the weight it has
+	for other := first; other <= last; other++ {
+		if count[other] > 0 {
+			low, high := h.Visible(other)
+			from, to = max(from, low), min(to, high)
+			all += gaussian[other-row+reach] * count[other]
+		}
+	}
+	from = min(from, to)
+	for j := from; j < to; j++ {
+		weight[j] = all
+	}
+	for other := first; other <= last; other++ {
 		if count[other] == 0 {
 			continue
 		}
-		d := float64(other-row) / deviation
-		w := math.Exp(-d * d / 2)
+		w := gaussian[other-row+reach]
 		low, high := h.Visible(other)
-		for j := low; j < high; j++ {
-			sum[j] += w * float64(own[other*h.KeyBlocks+j])
+		part := sum[low:high]
+		for j, m := range own[other*h.KeyBlocks+low:][:len(part)] {
+			part[j] += w * float64(m)
+		}
+		for j := low; j < min(from, high); j++ {
+			weight[j] += w * count[other]
+		}
+		for j := max(to, low); j < high; j++ {
 			weight[j] += w * count[other]
 		}
 	}
 }
+
+// gaussian is the weight of a query block by its distance from -reach on.
+var gaussian = func() (w [2*reach + 1]float64) {
+	for i := range w {
+		d := float64(i-reach) / deviation
+		w[i] = math.Exp(-d * d / 2)
+	}
+	return w
+}()
