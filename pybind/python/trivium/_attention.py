@@ -187,8 +187,10 @@ def attention(
         batch, heads, length = request["query"]["shape"][:3]
         lse = _tensor.empty((batch, heads, length), "float32", like=query.kind)
         request["lse"] = _tensor.describe(lse, "lse", writable=True).request()
-    request["report"] = return_report
-    request["want_mask"] = return_mask
+    if return_report:
+        request["report"] = True
+    if return_mask:
+        request["want_mask"] = True
     result = _bridge.run("attend", request, timeout)
     if not return_lse and not return_report:
         return out
@@ -284,13 +286,14 @@ def _request(
         key=key,
         value=value,
         causal=causal,
-        params=plain(params),
         layer=-1 if layer is None else layer,
-        threads=threads,
-        seed=seed,
-        probe_rows=probe_rows,
     )
     # Most calls have none of these; what is not sent is not parsed.
+    if params:
+        request["params"] = plain(params)
+    for name, count in (("threads", threads), ("seed", seed), ("probe_rows", probe_rows)):
+        if count:
+            request[name] = count
     if np.ndim(q_offset) or q_offset:
         request["q_offset"] = _per_row(q_offset, batch)
     for name, rows in (("k_start", k_start), ("k_end", k_end), ("cu_seqlens", cu_seqlens)):

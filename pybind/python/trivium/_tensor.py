@@ -69,9 +69,9 @@ class Array:
 
     def request(self) -> Request:
         """Give the array as Go reads it."""
-        request = Request(
-            address=self.address, dtype=self.dtype, shape=list(self.shape), strides=list(self.strides), device=self.device
-        )
+        request = Request(address=self.address, dtype=self.dtype, shape=list(self.shape), strides=list(self.strides))
+        if self.device != "cpu":
+            request["device"] = self.device
         request.owner = self.owner
         return request
 
