@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from trivium.pma import series as series, similarity as similarity, sweep as sweep, watch as watch
     from trivium.positions import Position as Position, PositionPlan as PositionPlan, position as position
     from trivium.report import Report as Report
+    from trivium.strategy import Strategy as Strategy
 
 # Where each public name lives. They are imported when first used, so that
 # `import trivium` costs milliseconds.
@@ -72,9 +73,10 @@ _HOMES = {
     "trivium.pma": ("series", "similarity", "sweep", "watch"),
     "trivium.positions": ("Position", "PositionPlan", "position"),
     "trivium.report": ("Report",),
+    "trivium.strategy": ("Strategy",),
 }  # fmt: skip
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("hf", "viz", "demo", "eval", "pma")
+_MODULES = ("conformance", "hf", "viz", "demo", "eval", "pma", "strategy")
 
 __all__ = [*sorted(_NAMES), "hf", "list"]  # noqa: PLE0604
 

@@ -174,6 +174,10 @@ def attention(
     engine = engine or default_engine()
     query = _tensor.describe(q, "query")
     inputs = [query, _tensor.describe(k, "key"), _tensor.describe(v, "value")]
+    prototype, select_ms = _prototype(strategy, params), 0.0
+    if prototype is not None:
+        mask, select_ms = _chosen(prototype, mask, q, k, layout, causal, q_offset, k_start, k_end, cu_seqlens, block_size)
+        strategy, params, block_size = "dense" if mask is None else "custom", {}, None
     out = _tensor.empty_like(query)
     written = _tensor.describe(out, "output", writable=True)
     request = _request(
@@ -199,7 +203,8 @@ def attention(
         answer.append(lse)
     if return_report:
         kept = result.get("mask")
-        answer.append(Report._from_result(result["report"], BlockMask._from_result(kept, causal) if kept else None))
+        report = Report._from_result(result["report"], BlockMask._from_result(kept, causal) if kept else None)
+        answer.append(report if prototype is None else _relabel(report, prototype, select_ms))
     return tuple(answer)
 
 
@@ -237,6 +242,12 @@ def select(
         Every visible tile when the strategy chose to attend to everything.
     """
     engine = engine or default_engine()
+    prototype = _prototype(strategy, params)
+    if prototype is not None:
+        mask, _ = _chosen(prototype, None, q, k, layout, causal, q_offset, k_start, k_end, cu_seqlens, None)
+        if mask is not None:
+            return mask
+        strategy, params = "dense", {}
     key = _tensor.describe(k, "key")
     inputs = [_tensor.describe(q, "query"), key, key]
     request = _request(
@@ -245,6 +256,47 @@ def select(
     )
     result = _bridge.run("select", request, timeout)
     return BlockMask._from_result(result["mask"], causal)
+
+
+def _prototype(strategy: str | Attention, params: dict[str, Any]) -> Any:
+    """The strategy when it is a Python class, else None: nothing is imported for the others."""
+    name = strategy.strategy if isinstance(strategy, Attention) else strategy
+    if not isinstance(name, str) or not name.startswith("python."):
+        return None
+    from trivium.strategy import find
+
+    return find(strategy, params)
+
+
+def _chosen(
+    prototype: Any,
+    mask: Any,
+    q: Tensor,
+    k: Tensor,
+    layout: Layout,
+    causal: bool,
+    q_offset: int | Sequence[int],
+    k_start: Sequence[int] | None,
+    k_end: Sequence[int] | None,
+    cu_seqlens: Sequence[int] | None,
+    block_size: int | None,
+) -> tuple[BlockMask | None, float]:
+    from trivium.strategy import Call, choose, find
+
+    if mask is not None:
+        raise InvalidArgument("mask= and a strategy that makes one: want either", hint='pass strategy="custom" for the mask')
+    if block_size is not None:
+        prototype = find(prototype, {"block_size": block_size})
+    call = Call(
+        q, k, layout=layout, causal=causal, q_offset=q_offset, k_start=k_start, k_end=k_end, cu_seqlens=cu_seqlens
+    )
+    return choose(prototype, call)
+
+
+def _relabel(report: Report, prototype: Any, select_ms: float) -> Report:
+    from trivium.strategy import relabel
+
+    return relabel(report, prototype, select_ms)
 
 
 def _request(

@@ -47,7 +47,7 @@ class Info:
     @property
     def id(self) -> str:
         """The dotted identifier, such as ``attention.flexprefill``."""
-        return f"{self.kind}.{self.name}"
+        return self.name if self.name.startswith("python.") else f"{self.kind}.{self.name}"
 
     @property
     def signature(self) -> str:
@@ -89,6 +89,10 @@ def info(id: str, *, engine: Engine | None = None) -> Info:
     UnknownStrategy
         With the nearest name as a hint.
     """
+    if id.startswith("python."):
+        from trivium.strategy import lookup
+
+        return lookup(id).info()
     handle = (engine or default_engine()).handle
     return _info(json.loads(_bridge.call("Describe", handle, id)))
 
