@@ -14,7 +14,7 @@ GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strate
 # Where goroutines share memory; the kernels' own threads are checked by their invariance tests.
 RACE := ./core/... ./plugins/... ./pybind/...
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest compat notebooks bench clean
+.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest compat docs notebooks bench clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -24,7 +24,7 @@ $(VENV)/demo.stamp: $(shell git ls-files -- '*.go' '*.c' '*.h' '*.py' '*.cu' go.
 	$(VENV)/bin/python $(PIP) '.[demo]'
 	touch $@
 
-test: gen-check format-check lint vet go-test race wheel testenv types pytest compat notebooks
+test: gen-check format-check lint vet go-test race wheel testenv types pytest compat docs notebooks
 
 # Seconds after the first run: what most changes can break.
 check: format-check vet
@@ -85,7 +85,12 @@ pytest:
 compat: testenv
 	$(TESTENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target $(OLDEST) -r tests/compat/oldest.txt
 	cd tests && PYTHONPATH=../$(OLDEST) ../$(TESTENV)/bin/python -c 'import transformers; assert transformers.__version__ == "4.53.0"'
-	cd tests && PYTHONPATH=../$(OLDEST) ../$(TESTENV)/bin/python -m pytest -q python/test_hf_*.py
+	cd tests && PYTHONPATH=../$(OLDEST) ../$(TESTENV)/bin/python -m pytest -q python/test_hf_models.py python/test_hf_patch.py python/test_hf_cache.py python/test_hf_string.py
+
+# The site, strictly, from the installed package; then every snippet on its pages.
+docs:
+	$(TESTENV)/bin/python -m mkdocs build --strict --quiet
+	cd tests && ../$(TESTENV)/bin/python -m pytest -q docs
 
 notebooks:
 	cd tests && ../$(TESTENV)/bin/python -m pytest -q notebooks

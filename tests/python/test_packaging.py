@@ -78,13 +78,21 @@ def test_every_function_that_python_calls_was_bound():
 
 
 def test_import_is_light():
-    source = "import sys, numpy, time; t = time.perf_counter(); import trivium; print(time.perf_counter() - t); print(*sys.modules)"
+    """The goal is 150 ms; time of the processor, since the machine may be busy."""
+    source = "import time; t = time.process_time(); import trivium; print(time.process_time() - t); import sys; print(*sys.modules)"
     runs = [
         subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.split("\n")
-        for _ in range(3)
+        for _ in range(5)
     ]
-    assert not {"torch", "pyarrow", "transformers", "matplotlib", "typer"} & set(runs[0][1].split())
-    assert min(float(r[0]) for r in runs) < 0.5  # a machine under load; 0.06 s when idle
+    heavy = {"torch", "numpy", "pyarrow", "transformers", "matplotlib", "typer", "logging", "importlib.metadata"}
+    assert not heavy & set(runs[0][1].split())
+    assert min(float(r[0]) for r in runs) < 0.15
+
+
+def test_the_first_call_loads_no_framework():
+    source = "import numpy as n, trivium, sys; x = n.ones((1, 1, 16, 16), n.float32); trivium.attention(x, x, x, strategy='dense'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pyarrow", "transformers", "matplotlib", "typer"} & set(loaded)
 
 
 def test_the_demo_has_its_data():

@@ -13,7 +13,6 @@ shared memory.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,7 +82,9 @@ __all__ = [*sorted(_NAMES), "hf", "list"]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version("trivium")
+        from importlib.metadata import version  # half of the time of an import
+
+        return version("trivium")
     if name == "list":
         value = import_module("trivium.catalog").list_strategies
     elif name in _NAMES:

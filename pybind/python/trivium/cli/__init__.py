@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 
+EXIT_CODES = {
+    0: "done",
+    1: "failed: stderr has what was wrong and the next step",
+    2: "wrong usage: an unknown command, option or value",
+    130: "interrupted",
+}
+
 
 def main() -> None:
-    """Run the command line; exit status 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; the exit status is one of :data:`EXIT_CODES`."""
     try:
         from trivium.cli.app import run
     except ModuleNotFoundError as missing:
