@@ -11,6 +11,10 @@ const (
 	ProtocolVersion = 1
 )
 
+// OldestProtocol is the oldest version that a host still serves: a plugin built
+// for any from it to ProtocolVersion works.
+const OldestProtocol = 1
+
 // Descriptors that a plugin process inherits. Its standard output is the host's
 // log, like its standard error, so that nothing it or its libraries print can
 // spoil the handshake, which has a descriptor of its own.
@@ -18,6 +22,7 @@ const (
 	SideChannelFD = 3 // unix SEQPACKET socket of package shm
 	HandshakeFD   = 4 // pipe for the go-plugin handshake line
 	LaneFD        = 5 // unix SEQPACKET socket of package lane, when EnvLane is set
+	ProgramFD     = 6 // the verified program, where an interpreter or a launcher needs it
 )
 
 // Methods of the lane: the number stands for the gRPC method of that name, whose

@@ -22,6 +22,7 @@ type Host struct {
 	pool     *shm.Pool
 	services []*service
 	refused  []PluginStatus
+	launcher launcher
 
 	mu       sync.RWMutex // closed, and that nothing is added to inFlight after
 	closed   bool
@@ -46,6 +47,8 @@ type PluginStatus struct {
 	State    State             `json:"state"`
 	Restarts int               `json:"restarts"`
 	Reason   string            `json:"reason,omitempty"` // why it was refused
+	Confined bool              `json:"confined,omitempty"`
+	Rights   string            `json:"rights,omitempty"` // of a confined plugin
 }
 
 // Open reads the manifests. It starts no process. The caller calls Close.
@@ -63,12 +66,34 @@ func Open(_ context.Context, o Options) (*Host, error) {
 			return nil, errors.Join(core.AsError(err), h.runtime.Close())
 		}
 	}
+	if err := h.findLauncher(manifests); err != nil {
+		return nil, errors.Join(err, h.close())
+	}
 	for _, m := range manifests {
 		for _, kind := range m.kinds() {
 			h.services = append(h.services, newService(h, m, kind))
 		}
 	}
 	return h, nil
+}
+
+// findLauncher takes the one that was named, or that the built-in plugin brings.
+func (h *Host) findLauncher(manifests []*Manifest) error {
+	if path := h.options.Launcher; path != "" {
+		sum, err := Checksum(path)
+		if err != nil {
+			return core.Errorf(core.ErrPluginMissing, "launcher: %w", err)
+		}
+		h.launcher.path, h.launcher.sha256 = path, sum
+		return nil
+	}
+	for _, m := range manifests {
+		if m.trusted && m.Launcher != nil {
+			h.launcher.path, h.launcher.sha256 = filepath.Join(m.dir, m.Launcher.File), m.Launcher.SHA256
+			return nil
+		}
+	}
+	return nil
 }
 
 func (h *Host) manifests() ([]*Manifest, error) {
@@ -78,8 +103,17 @@ func (h *Host) manifests() ([]*Manifest, error) {
 		if err != nil {
 			return nil, err
 		}
+		m.trusted = true
 		manifests = append(manifests, m)
 	}
+	lock := &Lock{}
+	if h.options.Lock != "" {
+		var err error
+		if lock, err = ReadLock(h.options.Lock); err != nil {
+			return nil, err
+		}
+	}
+	manifests = append(manifests, h.locked(lock)...)
 	for _, dir := range h.options.Dirs {
 		// The pattern is well-formed unless the directory's name is not; sorted.
 		paths, err := filepath.Glob(filepath.Join(dir, "*.json"))
@@ -88,11 +122,17 @@ func (h *Host) manifests() ([]*Manifest, error) {
 		}
 		for _, path := range paths {
 			m, err := ReadManifest(path)
+			if err == nil {
+				err = h.admit(m, lock)
+			}
 			if err != nil {
 				h.refuse(path, err)
 				continue
 			}
-			manifests = append(manifests, m)
+			same := func(o *Manifest) bool { return !o.trusted && o.Name == m.Name && o.sha256 == m.sha256 }
+			if !slices.ContainsFunc(manifests, same) { // as when a plugin of the lock is also in a wheel
+				manifests = append(manifests, m)
+			}
 		}
 	}
 	return manifests, nil
@@ -104,12 +144,17 @@ func (h *Host) refuse(path string, err error) {
 	h.refused = append(h.refused, PluginStatus{Name: path, State: StateRefused, Reason: err.Error()})
 }
 
-// Register adds every strategy of every plugin to a registry.
+// Register adds every strategy of every plugin to a registry. A third-party
+// strategy with a name that is taken is refused, and the others stay.
 func (h *Host) Register(registry *core.Registry) error {
 	for _, s := range h.services {
 		for _, info := range s.infos {
-			if err := registry.Register(s.adapter(info)); err != nil {
+			err := registry.Register(s.adapter(info))
+			if err != nil && s.trusted {
 				return err
+			}
+			if err != nil {
+				h.refuse(s.plugin, err)
 			}
 		}
 	}
@@ -167,6 +212,7 @@ func (h *Host) close() error {
 	}
 	group.Wait()
 	h.inFlight.Wait()
+	h.launcher.close()
 	err := h.runtime.Close()
 	if h.options.Pool == nil {
 		err = errors.Join(err, h.pool.Close())

@@ -18,11 +18,22 @@ const (
 
 // Options configure a Host; the zero value has no plugins.
 type Options struct {
-	// Manifests are paths of manifests that must be usable.
+	// Manifests are paths of manifests that must be usable. Their plugins are
+	// part of this installation: they are trusted, and not confined.
 	Manifests []string
-	// Dirs are searched for manifests, *.json. One that is not usable is logged,
-	// and listed by Plugins.
+	// Dirs are searched for manifests, *.json, of third-party plugins, which are
+	// confined. One that is not usable is logged, and listed by Plugins.
 	Dirs []string
+	// Lock is the path of the lock file, whose plugins are in Store; "": none.
+	Lock, Store string
+	// Locked refuses third-party plugins that are not in the lock.
+	Locked bool
+	// Unconfined lets third-party plugins do what the host may.
+	Unconfined bool
+	// Launcher is the program that confines plugins; "": the built-in plugin's.
+	Launcher string
+	// Python runs plugins written in Python.
+	Python Python
 	// Log gets what the host and its plugins log; nil: warnings only.
 	Log *logrus.Logger
 	// RuntimeDir is where the directory for sockets is made; "": where the

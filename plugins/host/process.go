@@ -23,6 +23,12 @@ type Config struct {
 	Log        *logrus.Entry // nil: warnings go to standard error
 	// StartTimeout bounds the start; 0 means 10 s.
 	StartTimeout time.Duration
+	// Confine restricts the process; nil: it may do what the host may.
+	Confine *Confinement
+	// Plain: no mutual TLS on the socket.
+	Plain bool
+
+	interpreter *interpreter // runs the file; nil: it is a binary
 }
 
 // State is what a Process is doing.

@@ -40,6 +40,11 @@ func Checksum(path string) (string, error) {
 // what was copied. The copy is what gets executed, so nothing can be exchanged
 // between the check and the start. The caller closes the file.
 func verifiedExecutable(path, checksum string) (*os.File, error) {
+	return verifiedCopy(path, checksum, true)
+}
+
+// verifiedCopy is verifiedExecutable for programs of interpreters too.
+func verifiedCopy(path, checksum string, binary bool) (*os.File, error) {
 	source, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, core.Errorf(core.ErrPluginMissing, "plugin binary %s does not exist", path).
@@ -53,14 +58,14 @@ func verifiedExecutable(path, checksum string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := copyVerified(copied, source, checksum); err != nil {
+	if err := copyVerified(copied, source, checksum, binary); err != nil {
 		copied.Close()
 		return nil, err
 	}
 	return copied, nil
 }
 
-func copyVerified(to, from *os.File, checksum string) error {
+func copyVerified(to, from *os.File, checksum string, binary bool) error {
 	sum := sha256.New()
 	magic := make([]byte, 4)
 	if _, err := io.Copy(io.MultiWriter(to, sum), from); err != nil {
@@ -70,7 +75,7 @@ func copyVerified(to, from *os.File, checksum string) error {
 		return core.Errorf(core.ErrPluginRefused, "plugin binary %s has SHA-256 %s: want %s", from.Name(), got, checksum).
 			WithHint("the file was changed after its manifest was written: reinstall it, or write its manifest anew if you changed it")
 	}
-	if _, err := to.ReadAt(magic, 0); err != nil || !bytes.Equal(magic, []byte("\x7fELF")) {
+	if _, err := to.ReadAt(magic, 0); binary && (err != nil || !bytes.Equal(magic, []byte("\x7fELF"))) {
 		return core.Errorf(core.ErrPluginRefused, "plugin binary %s is not an executable of this system: want an ELF file", from.Name()).
 			WithHint("build it with go build; a script cannot be run from a verified copy")
 	}

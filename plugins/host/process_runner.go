@@ -7,14 +7,18 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
 	"golang.org/x/sys/unix"
 
 	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/confine"
 )
 
 // drainTime is how long the output of a dead process is waited for. Only
@@ -33,6 +37,7 @@ var errStopped = errors.New("stopped before it started")
 // it is a process group of its own, so that those end with it and Ctrl-C in a
 // terminal does not reach it; and it does not share the host's standard input.
 type child struct {
+	sockets        string // where its socket must be
 	cmd            *exec.Cmd
 	inherited      []*os.File // ours to close once the process has them
 	stdout, stderr *pipeReader
@@ -46,10 +51,10 @@ type child struct {
 
 var _ runner.Runner = (*child)(nil)
 
-// newChild prepares a process that runs executable as path. It takes over the
-// three files, whatever it returns.
-func newChild(executable, sideChannel, lane *os.File, path string, args, env []string) (*child, error) {
-	c := &child{exited: make(chan struct{}), inherited: []*os.File{executable, sideChannel, lane}}
+// newChild prepares a process that runs executable as config.Path says. It takes
+// over the three files, whatever it returns.
+func newChild(executable, sideChannel, lane *os.File, config Config, env []string, scratch, sockets string) (*child, error) {
+	c := &child{exited: make(chan struct{}), sockets: sockets, inherited: []*os.File{executable, sideChannel, lane}}
 	handshake, handshakeWrite, err := os.Pipe()
 	if err != nil {
 		c.closeInherited()
@@ -64,22 +69,52 @@ func newChild(executable, sideChannel, lane *os.File, path string, args, env []s
 	}
 	c.stderr = newPipeReader(stderr)
 	c.inherited = append(c.inherited, stderrWrite)
-	fd, err := c.fdOutOfReach(executable)
-	if err != nil {
-		c.closeAll()
-		return nil, err
-	}
-	env = append(env[:len(env):len(env)], plugins.EnvHostPID+"="+strconv.Itoa(os.Getpid()), plugins.EnvPath+"="+path, plugins.EnvLane+"=1")
+	env = append(env[:len(env):len(env)], plugins.EnvHostPID+"="+strconv.Itoa(os.Getpid()), plugins.EnvPath+"="+config.Path, plugins.EnvLane+"=1")
 	c.cmd = &exec.Cmd{
-		Path:        fmt.Sprintf("/proc/self/fd/%d", fd),
-		Args:        append([]string{path}, args...),
 		Env:         env,
 		Stdout:      stderrWrite,
 		Stderr:      stderrWrite,
 		ExtraFiles:  []*os.File{plugins.SideChannelFD - 3: sideChannel, plugins.HandshakeFD - 3: handshakeWrite, plugins.LaneFD - 3: lane},
 		SysProcAttr: &unix.SysProcAttr{Setpgid: true},
 	}
+	if err := c.program(executable, config, scratch); err != nil {
+		c.closeAll()
+		return nil, err
+	}
 	return c, nil
+}
+
+// program sets what is executed: the binary, or the interpreter of the program,
+// by itself or through the launcher that confines it.
+func (c *child) program(executable *os.File, config Config, scratch string) error {
+	args := append([]string{config.Path}, config.Args...)
+	if i := config.interpreter; i != nil {
+		args = slices.Concat([]string{i.path}, i.args, config.Args)
+	}
+	run := executable
+	if config.Confine != nil {
+		launched, err := confine.Args(config.Confine.policy(config.interpreter, scratch, c.sockets), args)
+		if err != nil {
+			return err
+		}
+		args, run = launched, config.Confine.Launcher
+		c.cmd.Dir = scratch
+		c.cmd.Env = append(c.cmd.Env, "TMPDIR="+scratch)
+	}
+	c.cmd.Args = args
+	if config.Confine != nil || config.interpreter != nil {
+		c.cmd.ExtraFiles = append(c.cmd.ExtraFiles, executable) // plugins.ProgramFD
+	}
+	if config.Confine == nil && config.interpreter != nil {
+		c.cmd.Path = config.interpreter.path
+		return nil
+	}
+	fd, err := c.fdOutOfReach(run)
+	if err != nil {
+		return err
+	}
+	c.cmd.Path = fmt.Sprintf("/proc/self/fd/%d", fd)
+	return nil
 }
 
 // fdOutOfReach duplicates f to a number that starting a process leaves alone:
@@ -202,7 +237,12 @@ func (c *child) ID() string {
 // Diagnose adds nothing: the session says how the process ended.
 func (c *child) Diagnose(context.Context) string { return "" }
 
+// PluginToHost takes the address that the plugin says it listens at. The host
+// connects to no other socket than one in the directory that it made for it.
 func (c *child) PluginToHost(network, address string) (string, string, error) {
+	if network != "unix" || filepath.Dir(filepath.Clean(address)) != filepath.Clean(c.sockets) {
+		return "", "", fmt.Errorf("it listens at %q, %q: want a unix socket in the directory named by %s", network, address, plugin.EnvUnixSocketDir)
+	}
 	return network, address, nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/confine"
 	"github.com/trivium-ml/trivium/plugins/lane"
 	"github.com/trivium-ml/trivium/plugins/shm"
 )
@@ -41,6 +42,7 @@ type Session struct {
 	started   func() bool // ends the effect of the start's context; false if that came too late
 	child     *child
 	socketDir string
+	scratch   string // "": none
 	tail      *stderrTail
 
 	served   atomic.Bool // a call has succeeded
@@ -67,13 +69,19 @@ func (s *Session) Err() error {
 // startSession verifies, starts and connects to a plugin process. It gives up,
 // and kills the process, when ctx is done.
 func startSession(ctx context.Context, c Config) (*Session, error) {
-	executable, err := verifiedExecutable(c.Path, c.SHA256)
+	executable, err := verifiedCopy(c.Path, c.SHA256, c.interpreter == nil)
 	if err != nil {
+		return nil, err
+	}
+	scratch, err := c.makeScratch()
+	if err != nil {
+		executable.Close()
 		return nil, err
 	}
 	peer, sideChannel, err := shm.NewPair()
 	if err != nil {
 		executable.Close()
+		os.RemoveAll(scratch)
 		return nil, err
 	}
 	caller, laneEnd, err := lane.NewPair(plugins.MaxMessage)
@@ -81,11 +89,13 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		executable.Close()
 		sideChannel.Close()
 		peer.Close()
+		os.RemoveAll(scratch)
 		return nil, err
 	}
 	s := &Session{
 		Peer:    peer,
 		Lane:    caller,
+		scratch: scratch,
 		name:    c.Name,
 		tail:    new(stderrTail),
 		done:    make(chan struct{}),
@@ -97,12 +107,12 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		HandshakeConfig: plugin.HandshakeConfig{
 			ProtocolVersion: plugins.ProtocolVersion, MagicCookieKey: plugins.CookieKey, MagicCookieValue: plugins.CookieValue,
 		},
-		Plugins:          plugin.PluginSet{},
+		VersionedPlugins: servedProtocols(),
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, socketDir string) (runner.Runner, error) {
 			s.socketDir = socketDir
 			var err error
-			s.child, err = newChild(executable, sideChannel, laneEnd, c.Path, c.Args, append(c.Env[:len(c.Env):len(c.Env)], spec.Env...))
+			s.child, err = newChild(executable, sideChannel, laneEnd, c, append(c.Env[:len(c.Env):len(c.Env)], spec.Env...), scratch, socketDir)
 			if err != nil { // a typed nil must not become a runner
 				return nil, err
 			}
@@ -115,7 +125,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		SyncStdout:       output,
 		SyncStderr:       output,
 		Logger:           log,
-		AutoMTLS:         true,
+		AutoMTLS:         !c.Plain,
 		GRPCDialOptions:  []grpc.DialOption{grpc.WithChainUnaryInterceptor(s.unary), grpc.WithChainStreamInterceptor(s.stream)},
 		SkipHostEnv:      true,
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: c.RuntimeDir},
@@ -134,6 +144,35 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 	}
 	go s.watch()
 	return s, nil
+}
+
+// makeScratch makes the directory that a confined process may write to.
+func (c *Config) makeScratch() (string, error) {
+	if c.Confine == nil {
+		return "", nil
+	}
+	dir, err := os.MkdirTemp(c.RuntimeDir, "scratch")
+	if err != nil {
+		return "", core.Errorf(core.ErrInternal, "no scratch directory for the plugin: %w", err)
+	}
+	return dir, nil
+}
+
+func (s *Session) removeDirs() {
+	for _, dir := range []string{s.socketDir, s.scratch} {
+		if dir != "" {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+// servedProtocols are the versions that go-plugin lets a plugin choose from.
+func servedProtocols() map[int]plugin.PluginSet {
+	versions := make(map[int]plugin.PluginSet)
+	for v := plugins.OldestProtocol; v <= plugins.ProtocolVersion; v++ {
+		versions[v] = plugin.PluginSet{}
+	}
+	return versions
 }
 
 func (s *Session) connect() error {
@@ -155,12 +194,15 @@ func (s *Session) abort(ctx context.Context, c Config, cause error) *core.Error 
 	s.kill()
 	s.Peer.Close()
 	s.Lane.Close()
-	os.RemoveAll(s.socketDir)
+	s.removeDirs()
 	var start *os.PathError
 	switch {
 	case errors.As(cause, &start) && start.Op == "fork/exec":
 		return core.Errorf(core.ErrPluginRefused, "plugin %s cannot be executed: %w", s.name, start.Err).
 			WithHint("it was built for another system, or its dynamic loader is missing: build it for this one")
+	case ended && c.Confine != nil && s.child.exitStatus() == confine.RefusedStatus:
+		return core.Errorf(core.ErrPluginRefused, "plugin %s cannot be confined%s", s.name, s.lastPrinted()).
+			WithHint("run trivium plugin doctor, which says what this kernel offers")
 	case ended:
 		return s.crashed("ended while it started (%s)", s.child.exitStatus())
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -202,7 +244,7 @@ func (s *Session) watch() {
 	close(s.done)
 	s.Lane.Close() // after done, so that a call that loses its lane knows why
 	s.kill()
-	os.RemoveAll(s.socketDir)
+	s.removeDirs()
 	close(s.cleaned)
 }
 

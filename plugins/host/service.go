@@ -15,6 +15,9 @@ import (
 	"github.com/trivium-ml/trivium/plugins/wire"
 )
 
+// maxScratchFile bounds a file that a confined plugin writes.
+const maxScratchFile = 1 << 30
+
 // describeTime bounds the question that a new process is asked.
 const describeTime = 10 * time.Second
 
@@ -22,6 +25,8 @@ const describeTime = 10 * time.Second
 type service struct {
 	host    *Host
 	plugin  string
+	trusted bool
+	rights  Rights
 	kind    core.StrategyKind
 	infos   []core.Info
 	process *Process
@@ -32,22 +37,54 @@ type service struct {
 }
 
 func newService(h *Host, m *Manifest, kind core.StrategyKind) *service {
-	s := &service{host: h, plugin: m.Name, kind: kind}
+	s := &service{host: h, plugin: m.Name, kind: kind, trusted: m.trusted, rights: m.Rights}
 	for _, info := range m.Strategies {
 		if info.Kind == kind {
 			s.infos = append(s.infos, info)
 		}
 	}
-	s.process = NewProcess(Config{
-		Name: m.Name, Path: m.path, SHA256: m.SHA256, RuntimeDir: h.runtime.Path,
+	c := Config{
+		Name: m.Name, Path: m.path, SHA256: m.SHA256, RuntimeDir: h.runtime.Path, Plain: m.Transport == transportPlain,
 		Env: append(PluginEnv(os.Environ()), plugins.EnvKind+"="+string(kind)),
 		Log: h.options.Log.WithField(core.LogComponent, "plugin."+string(kind)),
-	})
+	}
+	if err := s.complete(&c, m); err != nil {
+		refusal := core.AsError(err)
+		refusal.Plugin = m.Name
+		s.refusal.Store(refusal)
+	}
+	s.process = NewProcess(c)
 	return s
 }
 
+// complete adds what a third-party plugin needs.
+func (s *service) complete(c *Config, m *Manifest) (err error) {
+	if m.Interpreter != "" {
+		if c.interpreter, err = s.host.options.Python.interpreter(); err != nil {
+			return err
+		}
+	}
+	if !s.confined() {
+		return nil
+	}
+	launcher, err := s.host.launcher.open()
+	if err != nil {
+		return err
+	}
+	c.Confine = &Confinement{Launcher: launcher, Rights: m.Rights}
+	if s.kind != core.Merge { // whose outputs are files as large as a model
+		c.Confine.FileSize = maxScratchFile
+	}
+	return nil
+}
+
+func (s *service) confined() bool { return !s.trusted && !s.host.options.Unconfined }
+
 // session is the running process, which serves what its manifest says.
 func (s *service) session(ctx context.Context) (*Session, error) {
+	if refusal := s.refusal.Load(); refusal != nil {
+		return nil, refusal
+	}
 	session, err := s.process.Conn(ctx)
 	if refusal := s.refusal.Load(); refusal != nil {
 		return nil, refusal
@@ -91,7 +128,10 @@ func (s *service) verify(session *Session) error {
 // status is the process as Plugins lists it.
 func (s *service) status() PluginStatus {
 	p := s.process.Stats()
-	status := PluginStatus{Name: p.Name, Kind: s.kind, PID: p.PID, State: p.State, Restarts: p.Restarts}
+	status := PluginStatus{Name: p.Name, Kind: s.kind, PID: p.PID, State: p.State, Restarts: p.Restarts, Confined: s.confined()}
+	if status.Confined {
+		status.Rights = s.rights.String()
+	}
 	if refusal := s.refusal.Load(); refusal != nil {
 		status.State, status.Reason = StateRefused, refusal.Error()
 	}
@@ -109,7 +149,7 @@ func (s *service) difference(served []*pb.StrategyInfo) string {
 		if err != nil {
 			return err.Error()
 		}
-		if got := byName[info.Name]; got == nil || !proto.Equal(got, want) {
+		if got := byName[info.Name]; got == nil || !proto.Equal(known(got), want) {
 			return "it does not describe " + info.ID() + " as its manifest does"
 		}
 		delete(byName, info.Name)
@@ -118,6 +158,19 @@ func (s *service) difference(served []*pb.StrategyInfo) string {
 		return "it serves " + string(s.kind) + "." + name + ", which its manifest does not list"
 	}
 	return ""
+}
+
+// known leaves out what a newer plugin says in fields that this host does not know.
+func known(m *pb.StrategyInfo) proto.Message {
+	text, err := proto.Marshal(m)
+	if err != nil {
+		return m
+	}
+	stripped := &pb.StrategyInfo{}
+	if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(text, stripped) != nil {
+		return m
+	}
+	return stripped
 }
 
 // adapter is the strategy as the engine sees it.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/confine"
 	"github.com/trivium-ml/trivium/plugins/host"
 	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
 	"github.com/trivium-ml/trivium/plugins/sdk"
@@ -35,8 +36,12 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	confine.Enter()
 	if os.Getenv(pluginMode) != "" {
 		sdk.Serve(sdk.Config{Strategies: []core.Strategy{noisy{}}})
+	}
+	if sdk.Hosted() {
+		sdk.Serve(thirdParty())
 	}
 	if mode := os.Getenv(hostMode); mode != "" {
 		runHost(mode)
