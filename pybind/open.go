@@ -27,6 +27,12 @@ type engineConfig struct {
 	Manifests []string `json:"manifests"` // of plugins that must be usable
 	Dirs      []string `json:"dirs"`      // searched for manifests
 	LogLevel  string   `json:"log_level"`
+
+	Lock       string      `json:"lock"`  // path of plugins.lock; "": none
+	Store      string      `json:"store"` // where its plugins are; "": where the system keeps such things
+	Locked     bool        `json:"locked"`
+	Unconfined bool        `json:"unconfined"`
+	Python     host.Python `json:"python"` // for plugins that it runs
 }
 
 // OpenEngine makes an engine over some plugins. No process starts.
@@ -58,7 +64,13 @@ func openEngine(in engineConfig, log *logrus.Logger) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := host.Open(context.Background(), host.Options{Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool})
+	if in.Store == "" {
+		in.Store = host.DefaultStore(os.Getenv)
+	}
+	h, err := host.Open(context.Background(), host.Options{
+		Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool,
+		Lock: in.Lock, Store: in.Store, Locked: in.Locked, Unconfined: in.Unconfined, Python: in.Python,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,8 @@ from . import toolchain
 PACKAGE = "./plugins/builtin"
 NAME = "builtin"
 FILE = "trivium-builtin"
+LAUNCHER_PACKAGE = "./plugins/confine/launcher"
+LAUNCHER = "trivium-confine"
 HANDSHAKE = toolchain.ROOT / "plugins" / "handshake.go"
 
 
@@ -21,26 +23,33 @@ def build(work: Path) -> Path:
     """Give the plugin; Go relinks it only when something changed."""
     binary = work / "plugin" / FILE
     toolchain.run(["go", "build", "-ldflags=-s -w", "-o", str(binary), PACKAGE], toolchain.environment())
+    launcher = work / "plugin" / LAUNCHER
+    toolchain.run(["go", "build", "-ldflags=-s -w", "-o", str(launcher), LAUNCHER_PACKAGE], toolchain.environment(CGO_ENABLED="0"))
     return binary
 
 
 def install(binary: Path, folder: Path) -> None:
-    """Copy the plugin into the package, executable, and write its manifest beside it."""
+    """Copy the plugin and the launcher into the package, executable, and write the manifest beside them."""
     folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "name": NAME,
+        "file": FILE,
+        "sha256": place(binary, folder / FILE),
+        "protocol": protocol(),
+        "strategies": describe(binary),
+        "launcher": {"file": LAUNCHER, "sha256": place(binary.with_name(LAUNCHER), folder / LAUNCHER)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def place(binary: Path, target: Path) -> str:
+    """Copy an executable and give its SHA-256."""
     content = binary.read_bytes()
-    target = folder / FILE
     # A plugin that still runs keeps its file: replace the name, never the bytes.
     target.unlink(missing_ok=True)
     target.write_bytes(content)
     target.chmod(0o755)
-    manifest = {
-        "name": NAME,
-        "file": FILE,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "protocol": protocol(),
-        "strategies": describe(binary),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return hashlib.sha256(content).hexdigest()
 
 
 def protocol() -> int:

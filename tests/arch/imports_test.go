@@ -46,6 +46,7 @@ var rules = []rule{
 	{folder: "plugins/host", may: []string{"core", "plugins", "plugins/confine", "plugins/lane", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
 	{folder: "plugins/sdk", may: []string{"core", "plugins", "plugins/lane", "plugins/proto", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
 	{folder: "plugins/sdk/sdktest", may: []string{"core", "plugins", "plugins/confine", "plugins/host", "plugins/proto", "plugins/sdk", "plugins/shm", "plugins/wire"}, mayNot: []string{arrow, cgo}},
+	{folder: "plugins/template", may: []string{"core", "plugins/sdk"}, mayNot: []string{grpc, goPlugin, arrow, cgo}},
 	{folder: "plugins/builtin", may: []string{"core", "hardware", "plugins/sdk", "strategies"}, mayNot: []string{goPlugin, arrow}},
 	{folder: "pybind", may: []string{"core", "plugins/host", "plugins/shm"}, mayNot: []string{goPlugin, arrow}},
 }

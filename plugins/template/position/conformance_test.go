@@ -1,0 +1,11 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/trivium-ml/trivium/plugins/sdk/sdktest"
+)
+
+func TestMain(m *testing.M) { sdktest.Main(m, config()) }
+
+func TestConformance(t *testing.T) { sdktest.Run(t, config()) }
