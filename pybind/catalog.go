@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins/host"
 )
 
 // describedParameter is a parameter with its bounds in words.
@@ -95,6 +96,8 @@ type pluginProcess struct {
 	State    string `json:"state"`
 	Restarts int    `json:"restarts"`
 	Reason   string `json:"reason"`
+	Confined bool   `json:"confined"`
+	Rights   string `json:"rights"`
 }
 
 // Plugins lists the plugin processes of an engine.
@@ -109,7 +112,7 @@ func Plugins(engine int64) (processes string, err error) {
 	}
 	list := []pluginProcess{}
 	for _, p := range e.host.Plugins() {
-		list = append(list, pluginProcess{p.Name, string(p.Kind), p.PID, string(p.State), p.Restarts, p.Reason})
+		list = append(list, pluginProcess{p.Name, string(p.Kind), p.PID, string(p.State), p.Restarts, p.Reason, p.Confined, p.Rights})
 	}
 	return marshal(list)
 }
@@ -127,7 +130,8 @@ func doctor(ctx context.Context, request string) (string, error) {
 		return "", err
 	}
 	return marshal(map[string]any{
-		"machine": map[string]any{"os": runtime.GOOS, "arch": runtime.GOARCH, "cpus": runtime.NumCPU(), "go": runtime.Version()},
-		"plugins": e.host.Check(ctx),
+		"machine":     map[string]any{"os": runtime.GOOS, "arch": runtime.GOARCH, "cpus": runtime.NumCPU(), "go": runtime.Version()},
+		"plugins":     e.host.Check(ctx),
+		"confinement": host.Confinable(),
 	})
 }

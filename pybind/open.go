@@ -31,8 +31,11 @@ type engineConfig struct {
 	Lock       string      `json:"lock"`  // path of plugins.lock; "": none
 	Store      string      `json:"store"` // where its plugins are; "": where the system keeps such things
 	Locked     bool        `json:"locked"`
+	Grant      bool        `json:"grant"`
 	Unconfined bool        `json:"unconfined"`
 	Python     host.Python `json:"python"` // for plugins that it runs
+
+	Defaults map[string]core.Params `json:"defaults"` // of parameters, by dotted identifier
 }
 
 // OpenEngine makes an engine over some plugins. No process starts.
@@ -69,7 +72,8 @@ func openEngine(in engineConfig, log *logrus.Logger) (*engine, error) {
 	}
 	h, err := host.Open(context.Background(), host.Options{
 		Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool,
-		Lock: in.Lock, Store: in.Store, Locked: in.Locked, Unconfined: in.Unconfined, Python: in.Python,
+		Lock: in.Lock, Store: in.Store, Locked: in.Locked, Grant: in.Grant, Unconfined: in.Unconfined, Python: in.Python,
+		Defaults: in.Defaults,
 	})
 	if err != nil {
 		return nil, err

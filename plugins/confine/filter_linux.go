@@ -116,6 +116,13 @@ func (f filter) install() error {
 	return nil
 }
 
+// HasSeccomp reports whether this kernel takes filters.
+func HasSeccomp() bool {
+	action := uint32(unix.SECCOMP_RET_ERRNO)
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
+	return errno == 0
+}
+
 // denied are calls that no strategy needs and that Landlock does not see, or
 // that would reach around it.
 var denied = []uint32{

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins/confine"
 )
 
 // Checked is what Check found of one plugin process.
@@ -11,6 +12,11 @@ type Checked struct {
 	PluginStatus
 	Error string `json:"error,omitempty"`
 	Hint  string `json:"hint,omitempty"`
+}
+
+// Confinable says what of this kernel can confine plugins.
+func Confinable() map[string]any {
+	return map[string]any{"landlock": confine.LandlockABI(), "seccomp": confine.HasSeccomp()}
 }
 
 // Check starts every process and asks it what it serves.

@@ -149,7 +149,11 @@ func (h *Host) refuse(path string, err error) {
 func (h *Host) Register(registry *core.Registry) error {
 	for _, s := range h.services {
 		for _, info := range s.infos {
-			err := registry.Register(s.adapter(info))
+			info, err := h.configured(info)
+			if err != nil {
+				return err
+			}
+			err = registry.Register(s.adapter(info))
 			if err != nil && s.trusted {
 				return err
 			}
@@ -159,6 +163,23 @@ func (h *Host) Register(registry *core.Registry) error {
 		}
 	}
 	return nil
+}
+
+// configured is a strategy with the user's defaults in place of its own.
+func (h *Host) configured(info core.Info) (core.Info, error) {
+	given := h.options.Defaults[info.ID()]
+	if len(given) == 0 {
+		return info, nil
+	}
+	defaults, err := info.Validate(given, 0)
+	if err != nil {
+		return info, core.Invalid(info.ID(), "settings: %s", core.AsError(err).Message).WithHint("%s", core.AsError(err).Hint)
+	}
+	info.Parameters = slices.Clone(info.Parameters)
+	for i, p := range info.Parameters {
+		info.Parameters[i].Default = defaults[p.Name]
+	}
+	return info, nil
 }
 
 // Pool is where memory shared with the plugins comes from.

@@ -28,12 +28,17 @@ type Options struct {
 	Lock, Store string
 	// Locked refuses third-party plugins that are not in the lock.
 	Locked bool
+	// Grant gives plugins of Dirs the rights that they ask for. Otherwise only the
+	// lock does.
+	Grant bool
 	// Unconfined lets third-party plugins do what the host may.
 	Unconfined bool
 	// Launcher is the program that confines plugins; "": the built-in plugin's.
 	Launcher string
 	// Python runs plugins written in Python.
 	Python Python
+	// Defaults replace those of parameters, by dotted identifier.
+	Defaults map[string]core.Params
 	// Log gets what the host and its plugins log; nil: warnings only.
 	Log *logrus.Logger
 	// RuntimeDir is where the directory for sockets is made; "": where the

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,7 +20,25 @@ import (
 const settleTime = 90 * time.Millisecond
 
 func (s *Session) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
+	if !s.log.Logger.IsLevelEnabled(logrus.DebugLevel) || ownMethod(method) {
+		return s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
+	}
+	began := time.Now()
+	err := s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
+	s.trace(method, req, time.Since(began), err)
+	return err
+}
+
+// trace logs one call for `trivium plugin trace`.
+func (s *Session) trace(method string, req any, took time.Duration, err error) {
+	fields := logrus.Fields{core.LogPlugin: s.name, core.LogPID: s.PID, "method": method, "us": took.Microseconds()}
+	if named, ok := req.(interface{ GetStrategy() string }); ok {
+		fields["strategy"] = named.GetStrategy()
+	}
+	if err != nil {
+		fields["error"] = err.Error()
+	}
+	s.log.WithFields(fields).Debug("plugin call")
 }
 
 func (s *Session) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

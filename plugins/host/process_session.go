@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 
 	"github.com/trivium-ml/trivium/core"
@@ -37,6 +38,7 @@ type Session struct {
 	PID  int
 
 	name      string
+	log       *logrus.Entry
 	client    *plugin.Client
 	kill      func()      // client.Kill, once
 	started   func() bool // ends the effect of the start's context; false if that came too late
@@ -97,6 +99,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		Lane:    caller,
 		scratch: scratch,
 		name:    c.Name,
+		log:     c.Log,
 		tail:    new(stderrTail),
 		done:    make(chan struct{}),
 		cleaned: make(chan struct{}),

@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/trivium-ml/trivium/core"
@@ -49,6 +50,11 @@ func (r Rights) String() string {
 		return "none"
 	}
 	return strings.Join(list, ", ")
+}
+
+func (r Rights) equal(o Rights) bool {
+	return r.GPU == o.GPU && r.Net == o.Net && r.Processes == o.Processes && r.MemoryMiB == o.MemoryMiB &&
+		slices.Equal(r.Read, o.Read) && slices.Equal(r.Write, o.Write)
 }
 
 func (r Rights) check() error {

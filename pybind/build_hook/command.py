@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setuptools.command.build_ext import build_ext
 
-from . import bridge, plugin, toolchain
+from . import bridge, plugin, sdk, toolchain
 
 # Inside the module, because gopy's output is compiled as a package of it.
 WORK = toolchain.ROOT / "build_gopy"
@@ -32,6 +32,7 @@ class BuildNative(build_ext):  # type: ignore[misc]
         target.unlink(missing_ok=True)
         shutil.copy2(library, target)
         plugin.install(binary, native.parent / "plugins")
+        sdk.install(native.parent / "plugins" / "sdk")
 
 
 @contextmanager

@@ -31,6 +31,8 @@ func Main(m *testing.M, c sdk.Config) {
 type Options struct {
 	// Rights that the plugin's manifest asks for; it gets these and no others.
 	Rights host.Rights
+	// Python runs a plugin written in Python.
+	Python host.Python
 }
 
 // Run tries every strategy of c.
@@ -39,20 +41,24 @@ func Run(t *testing.T, c sdk.Config, options ...Options) {
 	if len(options) > 0 {
 		o = options[0]
 	}
-	RunPlugin(t, build(t, c, o))
+	RunPlugin(t, build(t, c, o), o)
 }
 
 // RunPlugin tries every strategy of the plugin with a manifest in a folder.
-func RunPlugin(t *testing.T, dir string) {
+func RunPlugin(t *testing.T, dir string, options ...Options) {
 	t.Helper()
+	var o Options
+	if len(options) > 0 {
+		o = options[0]
+	}
 	names := 0
-	for _, info := range open(t, dir).engine.List("") {
+	for _, info := range open(t, dir, o).engine.List("") {
 		if info.Name == kernelName && info.Plugin == "" {
 			continue
 		}
 		names++
 		t.Run(info.ID(), func(t *testing.T) {
-			s := open(t, dir)
+			s := open(t, dir, o)
 			s.info = info
 			switch info.Kind {
 			case core.Attention:
@@ -104,7 +110,7 @@ type suite struct {
 }
 
 // open starts a host. When the test ends, nothing of it is left.
-func open(t *testing.T, dir string) *suite {
+func open(t *testing.T, dir string, o Options) *suite {
 	t.Helper()
 	binary, err := os.Executable()
 	if err != nil {
@@ -113,7 +119,7 @@ func open(t *testing.T, dir string) *suite {
 	log := logrus.New()
 	log.SetOutput(logTo{t})
 	log.SetLevel(logrus.WarnLevel)
-	h, err := host.Open(context.Background(), host.Options{Dirs: []string{dir}, Launcher: binary, Log: log})
+	h, err := host.Open(context.Background(), host.Options{Dirs: []string{dir}, Grant: true, Launcher: binary, Log: log, Python: o.Python})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import Any
 
 from trivium import _bridge
 from trivium._errors import EngineClosed
+
+# Stands for what the environment and the working directory say.
+DEFAULT = "default"
 
 BUILTIN_PLUGINS = Path(__file__).parent / "plugins"
 
@@ -34,6 +39,9 @@ class Plugin:
     restarts : int
     reason : str
         Why it was refused.
+    confined : bool
+        Whether it may do no more than its rights say.
+    rights : str
     """
 
     name: str
@@ -42,6 +50,8 @@ class Plugin:
     state: str
     restarts: int
     reason: str = ""
+    confined: bool = False
+    rights: str = ""
 
 
 class Engine:
@@ -55,10 +65,27 @@ class Engine:
     plugins : sequence of paths, optional
         Folders with the manifests (``*.json``) of further plugins. One that cannot be
         used is logged, and listed by :meth:`plugins`.
+    lock : path or None, optional
+        ``plugins.lock``, whose plugins ``trivium plugin add`` has put on this machine;
+        default: this folder's, else the user's. None: none.
+    packages : bool
+        Whether to use the plugins that installed packages bring.
+    locked : bool
+        Refuse plugins that are not in the lock; default: what ``TRIVIUM_LOCKED`` says.
+    confine : bool
+        Whether third-party plugins are confined: no network, no other processes, no
+        files but the system's, unless they have the right.
+    grant : bool
+        Give the plugins of `plugins` and of packages the rights that they ask for;
+        otherwise only the lock does.
+    settings : path, dict or None, optional
+        Defaults of parameters, by dotted identifier; default: ``trivium.toml`` of this
+        folder, if there is one.
     builtin : path, optional
         Folder of the built-in plugin; default: the one in this package.
     log_level : str
-        Level of the engine's log on stderr: debug, info, warning or error.
+        Level of the engine's log on stderr: debug, info, warning or error; default:
+        what ``TRIVIUM_LOG`` says, else warning.
 
     Raises
     ------
@@ -71,12 +98,24 @@ class Engine:
         plugins: Sequence[str | PathLike[str]] = (),
         *,
         builtin: str | PathLike[str] | None = None,
-        log_level: str = "warning",
+        lock: str | PathLike[str] | None = DEFAULT,
+        packages: bool = True,
+        locked: bool | None = None,
+        confine: bool = True,
+        grant: bool = False,
+        settings: str | PathLike[str] | Mapping[str, Mapping[str, Any]] | None = DEFAULT,
+        log_level: str | None = None,
     ) -> None:
         config = {
             "manifests": [str(Path(builtin or BUILTIN_PLUGINS) / "manifest.json")],
-            "dirs": [fspath(p) for p in plugins],
-            "log_level": log_level,
+            "dirs": [*(fspath(p) for p in plugins), *(_packages() if packages else ())],
+            "lock": _lock_path(lock),
+            "locked": os.environ.get("TRIVIUM_LOCKED", "") not in ("", "0") if locked is None else locked,
+            "unconfined": not confine,
+            "grant": grant,
+            "defaults": _settings(settings),
+            "python": {"executable": sys.executable, "read": [sys.prefix, sys.base_prefix]},
+            "log_level": log_level or os.environ.get("TRIVIUM_LOG") or "warning",
         }
         self._handle = _bridge.call("OpenEngine", json.dumps(config))
         self._close = weakref.finalize(self, _close, self._handle)
@@ -96,6 +135,11 @@ class Engine:
         """List the plugin processes that were started, and the plugins that were refused."""
         return [Plugin(**p) for p in json.loads(_bridge.call("Plugins", self.handle)) if p["state"] != "idle"]
 
+    def check(self) -> dict[str, Any]:
+        """Start every plugin process and ask it what it serves; say what can confine it."""
+        checked: dict[str, Any] = _bridge.run("doctor", {"engine": self.handle}, timeout=60)
+        return checked
+
     def stats(self) -> dict[str, Any]:
         """Count calls, copied bytes and memory; see :func:`trivium.stats`."""
         stats: dict[str, Any] = json.loads(_bridge.call("Stats", self.handle))
@@ -111,6 +155,37 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<trivium.Engine {'open' if self._close.alive else 'closed'}>"
+
+
+def _lock_path(path: str | PathLike[str] | None) -> str:
+    if path is None:
+        return ""
+    if path == DEFAULT:
+        from trivium.plugin.lock import default_lock
+
+        return str(default_lock())
+    return fspath(path)
+
+
+def _packages() -> list[str]:
+    from importlib.metadata import entry_points
+
+    if not entry_points(group="trivium.plugins"):
+        return []
+    from trivium.plugin.installed import discover
+
+    return [str(found.folder) for found in discover()]
+
+
+def _settings(given: str | PathLike[str] | Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {name: dict(params) for name, params in given.items()}
+    from trivium import settings
+
+    path = settings.default_settings() if given == DEFAULT else Path(given)
+    return settings.read(path) if path else {}
 
 
 def _close(handle: int) -> None:

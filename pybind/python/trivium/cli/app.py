@@ -12,7 +12,7 @@ from rich.table import Table
 
 import trivium
 from trivium._errors import TriviumError
-from trivium.cli import merging
+from trivium.cli import merging, plugins
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Attention, position and merge strategies for long-context language models.",
 )
 app.add_typer(merging.app, name="merge")
+app.add_typer(plugins.app, name="plugin")
 class Kind(str, Enum):
     """The three kinds of strategy."""
 
