@@ -12,11 +12,13 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/plugins"
+	"github.com/trivium-ml/trivium/plugins/confine"
 	"github.com/trivium-ml/trivium/plugins/host"
 	"github.com/trivium-ml/trivium/plugins/sdk"
 )
 
 func TestMain(m *testing.M) {
+	confine.Enter()
 	if sdk.Hosted() {
 		sdk.Serve(served())
 	}

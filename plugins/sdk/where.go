@@ -5,6 +5,7 @@ import (
 	"math"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/core/tensor"
@@ -35,6 +36,7 @@ func AttendWhere(ctx context.Context, req *core.AttentionRequest, keep func(Pair
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	w.blank()
 	heads := req.Query.Dim(1)
 	report := core.Report{Backend: "go", Threads: max(1, min(threads(req), heads))}
@@ -59,6 +61,7 @@ func AttendWhere(ctx context.Context, req *core.AttentionRequest, keep func(Pair
 		tiles, total = tiles+kept[h], total+all[h]
 	}
 	report.Density = float64(tiles) / float64(max(1, total))
+	report.Times.Attend = float64(time.Since(began)) / float64(time.Millisecond)
 	return &core.AttentionResponse{Report: report}, nil
 }
 

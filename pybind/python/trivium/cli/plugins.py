@@ -152,18 +152,19 @@ def pack(
 
 
 def _show(manifest: Manifest) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("plugin", f"{manifest.name} {manifest.version}")
-    table.add_row("manifest", f"sha256 {manifest.sha256}")
+    """Print what somebody agrees to, hashes in full."""
+    rows = [("plugin", f"{manifest.name} {manifest.version}"), ("manifest", f"sha256 {manifest.sha256}")]
     for platform, digest in manifest.hashes.items():
-        table.add_row(platform, f"sha256 {digest}" + (" (this machine)" if platform == here() else ""))
+        rows.append((platform, f"sha256 {digest}" + (" (this machine)" if platform == here() else "")))
     for strategy in manifest.strategies:
         license = strategy.get("license") or "no licence named"
-        table.add_row(f"{strategy['kind']}.{strategy['name']}", f"{strategy['summary']} ({strategy.get('version', '')}, {license})")
-    table.add_row("rights", str(manifest.rights))
+        rows.append((f"{strategy['kind']}.{strategy['name']}", f"{strategy['summary']} ({strategy.get('version', '')}, {license})"))
+    rows.append(("rights", str(manifest.rights)))
     if manifest.interpreter:
-        table.add_row("runs with", f"{manifest.interpreter}, and its installed packages")
-    out.print(table, highlight=False, soft_wrap=True)
+        rows.append(("runs with", f"{manifest.interpreter}, and its installed packages"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        typer.echo(f"{name:{width}}  {value}")
 
 
 @app.command()
