@@ -32,7 +32,7 @@ class BuildNative(build_ext):  # type: ignore[misc]
         target.unlink(missing_ok=True)
         shutil.copy2(library, target)
         plugin.install(binary, native.parent / "plugins")
-        sdk.install(native.parent / "plugins" / "sdk")
+        sdk.install(native.parent / "plugins" / "_sdk")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from . import toolchain
 
 # What a plugin imports, and what its conformance suite does. No cgo.
 FOLDERS = (
-    "core", "core/checkpoint", "core/tensor", "plugins", "plugins/confine", "plugins/host", "plugins/proto/v1", "plugins/sdk",
+    "core", "core/checkpoint", "core/tensor", "plugins", "plugins/confine", "plugins/host", "plugins/lane", "plugins/proto/v1", "plugins/sdk",
     "plugins/sdk/sdktest", "plugins/shm", "plugins/wire",
 )  # fmt: skip
 TEMPLATES = ("attention", "select", "position", "merge")

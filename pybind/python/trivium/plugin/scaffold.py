@@ -10,7 +10,7 @@ from pathlib import Path
 from trivium._errors import InvalidArgument, PluginMissing
 
 MODULE = "github.com/trivium-ml/trivium"
-SDK = Path(__file__).parent.parent / "plugins" / "sdk"
+SDK = Path(__file__).parent.parent / "plugins" / "_sdk"  # the underscore hides it from Go
 VENDORED = "third_party/trivium"
 KINDS = ("attention", "position", "merge")
 
