@@ -24,6 +24,7 @@ type Queue struct {
 	table   buffer  // sequences of the last call that had some
 	parts   buffer  // of a call that is split over the keys
 	tickets buffer  // zero between launches
+	chosen  buffer  // the mask of a selector, and what it was made from
 }
 
 // buffer is device memory of a queue.
@@ -100,7 +101,7 @@ func (q *Queue) Wait() error {
 // Close waits for the work and releases the memory.
 func (q *Queue) Close() error {
 	err := q.Wait()
-	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at} {
+	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at, &q.chosen.at} {
 		if freed := q.device.Free(*a); err == nil {
 			err = freed
 		}

@@ -174,6 +174,49 @@ func TestRotationRefuses(t *testing.T) {
 	}
 }
 
+func TestSelectorsRefuse(t *testing.T) {
+	chunk := Chunk{Query: tensor(1, 8, 300, 128), Key: tensor(1, 2, 400, 128), Scale: .1, Offset: 100}
+	flash := func() FlashPrefill {
+		return FlashPrefill{Chunk: chunk, Alpha: []float32{.1}, SinkBlocks: 2, WindowBlocks: 4, LastBlocks: 2}
+	}
+	square := func() XAttention {
+		return XAttention{Chunk: chunk, Threshold: []float32{.9}, Stride: 16, Norm: 1}
+	}
+	if err := flash().validate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := square().validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*FlashPrefill, *XAttention)
+		say    string
+	}{
+		"behind the keys": {func(f *FlashPrefill, x *XAttention) { f.Offset, x.Offset = 101, 101 }, "positions of the 400 keys"},
+		"scale":           {func(f *FlashPrefill, x *XAttention) { f.Scale, x.Scale = 0, 0 }, "more than 0"},
+		"heads":           {func(f *FlashPrefill, x *XAttention) { f.Alpha, x.Threshold = []float32{0, 0}, []float32{1, 1} }, "for 8 heads"},
+		"head_dim":        {func(f *FlashPrefill, x *XAttention) { f.Query.Dim, x.Query.Dim = 64, 64 }, "equal batches and head_dim"},
+		"range":           {func(f *FlashPrefill, x *XAttention) { f.Alpha, x.Threshold = []float32{1.5}, []float32{1.5} }, "1.5: want"},
+		"numbers":         {func(f *FlashPrefill, x *XAttention) { f.SinkBlocks, x.Stride = 0, 12 }, "want"},
+	} {
+		f, x := flash(), square()
+		c.change(&f, &x)
+		for _, err := range []error{f.validate(), x.validate()} {
+			if err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Errorf("%s: error %v, want one that says %q", name, err, c.say)
+			}
+		}
+	}
+}
+
+func TestCausalTiles(t *testing.T) {
+	for _, c := range []struct{ first, queries, keys, want int }{{0, 4, 4, 10}, {2, 2, 4, 7}, {0, 4, 2, 7}, {5, 1, 9, 6}, {0, 0, 3, 0}} {
+		if got := causalTiles(c.first, c.queries, c.keys); got != c.want {
+			t.Errorf("%+v: %d tiles", c, got)
+		}
+	}
+}
+
 // The kernels rely on these limits of a Hopper block.
 func TestSharedMemoryFits(t *testing.T) {
 	const most, pair = 232448, (233472 - 2*1024) / 2

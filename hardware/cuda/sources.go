@@ -94,7 +94,11 @@ func Kernels() []Kernel {
 			all = append(all, scoresKernel(headDim, half))
 		}
 	}
-	all = append(all, Kernel{Source: "table.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"))
+	for _, half := range []bool{false, true} {
+		all = append(all, attendKernel("flashprefill.cu", 80, false, 64, half), attendKernel("flashprefill.cu", 80, false, 128, half),
+			strideKernel(8, half), strideKernel(16, half))
+	}
+	all = append(all, Kernel{Source: "table.cu", Least: 80}, Kernel{Source: "select_mask.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"))
 	for _, element := range []string{"", "FP16", "FLOAT_INPUT"} {
 		all = append(all, indexKernel("flexindex_select.cu", element), indexKernel("flexindex_scores_plain.cu", element))
 	}
@@ -103,6 +107,12 @@ func Kernels() []Kernel {
 
 func scoresKernel(headDim int, half bool) Kernel {
 	return attendKernel("flexindex_scores_sm90.cu", 90, true, headDim, half)
+}
+
+func strideKernel(stride int, half bool) Kernel {
+	k := indexKernel("xattention.cu", element(half))
+	k.Defines = append(k.Defines, "STRIDE="+strconv.Itoa(stride))
+	return k
 }
 
 func indexKernel(source, element string) Kernel {

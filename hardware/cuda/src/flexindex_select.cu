@@ -4,6 +4,7 @@
 // atomics does not matter). With the two score kernels: 10 launches, no host synchronisation, any length at run time.
 // FLOAT_INPUT: q and k are float32; otherwise bf16, or fp16 with FP16.
 #include "flexindex.cuh"
+#include "csr.cuh"
 
 constexpr int kChunk = 4096;  // values of one histogram block: 4096 sums of 20 bits fit 32 bits
 constexpr int kRows = 16;     // query blocks of one block-score block
@@ -334,36 +335,7 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_count(const __grid_
     if ((threadIdx.x & 31) == 0) a.row_ptr[row + 1] = count;
   }
   if (!last_block(a.done + heads_of(a), gridDim.x)) return;
-  __shared__ int warp_sums[32];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  int carry = 0;
-  if (threadIdx.x == 0) a.row_ptr[0] = 0;
-  for (int base = 0; base < rows; base += 4096) {
-    int x[4];
-    const int at = base + 4 * (int)threadIdx.x;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = at + j < rows ? __ldcg(a.row_ptr + at + j + 1) : 0;
-    x[1] += x[0];
-    x[2] += x[1];
-    x[3] += x[2];
-    int sum = x[3];
-    for (int o = 1; o < 32; o <<= 1) {
-      const int y = __shfl_up_sync(~0u, sum, o);
-      if (lane >= o) sum += y;
-    }
-    __syncthreads();
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    int before = carry + sum - x[3], all = 0;
-    for (int w = 0; w < 32; ++w) {
-      if (w < warp) before += warp_sums[w];
-      all += warp_sums[w];
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (at + j < rows) a.row_ptr[at + j + 1] = before + x[j];
-    carry += all;
-  }
+  prefix_rows(a.row_ptr, rows);
 }
 
 // 10. The columns. Grid as above.
@@ -375,13 +347,6 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_fill(const __grid_c
   int at = a.row_ptr[row];
   for (int w = 0; w <= i / 32; w += 32) {
     u32 x = mask.word(i, w);
-    const int mine = __popc(x);
-    int sum = mine;
-    for (int o = 1; o < 32; o <<= 1) {
-      const int y = __shfl_up_sync(~0u, sum, o);
-      if (lane >= o) sum += y;
-    }
-    for (int to = at + sum - mine; x; x &= x - 1) a.cols[to++] = (w + lane) * 32 + __ffs(x) - 1;
-    at += __shfl_sync(~0u, sum, 31);
+    at = store_columns(x, (w + lane) * 32, a.cols, at);
   }
 }

@@ -15,9 +15,11 @@ import torch
 
 import check_attend
 import check_index
+import check_selectors
 import driver
 import flexindex
 import inputs
+import selections
 
 H, HKV, D, TILE = 32, 8, 128, 128
 GOALS = {(8192, .9): .6, (16384, .9): 1.5, (32768, .9): 3.2, (65536, .9): 13, (131072, .9): 18.6, (131072, .95): 41, (262144, .9): 97}
@@ -190,26 +192,106 @@ def end_to_end(quick):
         note(**row)
 
 
+def rotating(calls):
+    """Milliseconds of one of several calls on inputs of their own, replayed as one graph: caches do not help."""
+    return burst(captured(lambda: [f() for f in calls]), 20) / len(calls)
+
+
+def decode(peers):
+    """Few queries over a long cache: the floor is reading K and V once."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    a, b = torch.empty(1 << 29, device="cuda", dtype=torch.uint8), torch.empty(1 << 29, device="cuda", dtype=torch.uint8)
+    copy = 2 * a.numel() / burst(lambda: b.copy_(a)) / 1e6
+    note(what="copy", gb_s=copy)
+    del a, b
+    one, string = driver.Decode(), driver.Decode(bands=True)
+    for n, batch, rows in ((4096, 1, 1), (8192, 1, 1), (32768, 1, 1), (131072, 1, 1), (8192, 16, 1), (32768, 1, 4), (32768, 1, 16)):
+        size = 2 * batch * HKV * n * D * 2
+        sets = max(2, min(16, (160 << 20) // size + 1))
+        make_set = lambda: [torch.randn(batch, h, x, D, device="cuda").bfloat16() for h, x in ((H, rows), (HKV, n), (HKV, n))]
+        data = [make_set() for _ in range(sets)]
+        outs = [(torch.empty_like(q), torch.empty(batch, H, rows, device="cuda")) for q, _, _ in data]
+        numbers = dict(q_offset=n - rows)
+        ms = rotating([one.prepare(q, k, v, o, l, **numbers) for (q, k, v), (o, l) in zip(data, outs)])
+        ms2 = rotating([string.prepare(q, k, v, o, l, q2=q, band=n // 3, **numbers) for (q, k, v), (o, l) in zip(data, outs)])
+        row = dict(what="decode", n=n, batch=batch, rows=rows, us=1000 * ms, gb_s=size / ms / 1e6, of_copy=size / ms / 1e6 / copy, string_cost=ms2 / ms - 1)
+        q, k, v = data[0]
+        one.prepare(q, k, v, *outs[0], **numbers)()
+        keep = torch.arange(n, device="cuda")[None] <= torch.arange(rows, device="cuda")[:, None] + n - rows
+        want, _ = check_attend.reference(q[:1], k[:1], v[:1], keep[None, None].expand(1, H, rows, n), D ** -0.5)
+        row["error"] = ((outs[0][0][:1].float() - want).norm() / want.norm()).item()
+        for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)) if peers and rows == 1 else ():
+            try:
+                with sdpa_kernel(backend):
+                    sdpa = lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+                    row["over_" + name] = rotating([lambda x=x: sdpa(*x) for x in data]) / ms
+            except RuntimeError as e:
+                print("peer %s decode at %d: %s" % (name, n, str(e).splitlines()[0]), flush=True)
+        if peers and n == 32768 and rows == 1:
+            from torch.nn.attention.flex_attention import flex_attention
+            flex = torch.compile(flex_attention, dynamic=False)
+            row["over_flex"] = rotating([lambda x=x: flex(*x, enable_gqa=True) for x in data]) / ms
+        note(**row)
+        del data, outs
+
+
+def choosing(quick):
+    """FlashPrefill's and XAttention's selections, and the certificate."""
+    flash, stride, attend, probe, turn = selections.FlashPrefill(), selections.XAttention(16), driver.Attend(), driver.Decode(probe=True), driver.Rotate()
+    for n in (8192, 32768) if quick else (8192, 32768, 131072):
+        q, k, v = make(n)
+        nb = n // TILE
+        for name, kernel, arg, reference in (("flashprefill", flash, .12, selections.flashprefill_reference), ("xattention", stride, .9, selections.xattention_reference)):
+            go, w = kernel.prepare(q, k, arg)
+            go()
+            row = dict(what=name, n=n, ms=burst(captured(go)), launches=kernel.launches, density=int(w["row_ptr"][-1]) / (H * nb * (nb + 1) / 2))
+            if n <= 32768:
+                row["jaccard"] = flexindex.jaccard(selections.dense_mask(w, H, nb, nb), reference(q[0], k[0], arg))
+            note(**row)
+        out, lse = torch.empty_like(q), torch.empty(1, H, n, device="cuda")
+        m = synthetic(n, .1)[1]
+        f = attend.prepare(q, k, v, out, lse, m)
+        f()
+        rows = (torch.arange(64, device="cuda") * n // 64 + torch.randint(0, n // 64, (1, H, 64), device="cuda")).int()
+        go, dense, kept = probe.probe(q, k, lse, rows)
+        out2 = torch.empty_like(q)
+        freq = [500000.0 ** (-i / 64) for i in range(64)]
+        r = turn.prepare(q, out2, freq, freq, offset=128.0 - n // 3, start=n // 3)
+        note(what="certificate, 64 rows a head", n=n, ms=burst(captured(go)), attend_ms=burst(f), kept=kept.mean().item(), rotate_ms=burst(captured(r)))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", default="")
+    parser.add_argument("--parts", default="checks,matmul,end,kernels,decode,choosing")
+    parser.add_argument("--masks", default="", help="folder of masks that CPU strategies chose")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     args = parser.parse_args()
     p = torch.cuda.get_device_properties(0)
     note(what="machine", gpu=p.name, processors=p.multi_processor_count, torch=torch.__version__, cuda=torch.version.cuda)
     golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "golden", "flexprefill")
-    ok = check_attend.main(32 if args.quick else 96)
-    ok &= check_attend.main(32 if args.quick else 64, driver.AttendPlain)
-    ok &= check_index.main(golden)
-    note(what="checks", passed=str(ok))
+    ok, parts, peers = True, args.parts.split(","), not args.no_peers
+    note(what="compile", seconds=driver.warm(driver.variants("checks" in parts)))
+    if "checks" in parts:
+        ok &= check_attend.main(32 if args.quick else 96)
+        ok &= check_attend.main(32 if args.quick else 64, driver.AttendPlain)
+        ok &= check_attend.main(64 if args.quick else 96, driver.Decode)
+        ok &= check_attend.rest()
+        ok &= check_selectors.random_cases()
+        if args.masks:
+            ok &= check_selectors.strategies(args.masks)
+        ok &= check_index.main(golden)
+        note(what="checks", passed=str(ok))
     a = torch.randn(8192, 8192, device="cuda").bfloat16()
     f = lambda: a @ a
-    note(what="matmul 8192", burst_tflops=2 * 8192 ** 3 / burst(f) / 1e9, sustained_tflops=2 * 8192 ** 3 / sustained(f) / 1e9)
-    end_to_end(args.quick)
-    kernels(args.quick, not args.no_peers)
-    if args.json:
-        json.dump(results, open(args.json, "w"), indent=1)
+    run = dict(matmul=lambda: note(what="matmul 8192", burst_tflops=2 * 8192 ** 3 / burst(f) / 1e9, sustained_tflops=2 * 8192 ** 3 / sustained(f) / 1e9),
+               end=lambda: end_to_end(args.quick), kernels=lambda: kernels(args.quick, peers), decode=lambda: decode(peers), choosing=lambda: choosing(args.quick))
+    for part in parts:
+        if part in run:
+            run[part]()
+        if args.json:  # what is there, should the rest fail
+            json.dump(results, open(args.json, "w"), indent=1)
     return ok
 
 

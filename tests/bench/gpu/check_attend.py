@@ -116,7 +116,7 @@ def decode_cases(count=64, seed=11):
                    extra=r.choice(["", "", "bands", "window", "softcap", "sinks", "bands window softcap sinks"]), gain=r.choice([1.0, 1.0, 4.0]), seed=i)
 
 
-UNTOUCHED = 777.0
+UNTOUCHED = 512.0
 
 
 def batched(seed, kernels, kind=driver.Attend):

@@ -45,8 +45,56 @@ def check(rc, what):
         raise RuntimeError("%s: %s (%d)" % (what, text.value.decode() if text.value else "?", rc))
 
 
+_compiled = {}
+
+
 def compile(name, defines=(), arch="sm_90a", options=()):
-    """The cubin of src/<name>, with the compiler's log and the seconds it took."""
+    """The cubin of src/<name>, with the compiler's log and the seconds it took; once for each way.
+
+    CUBINS names a folder that keeps them for other processes of the same checkout."""
+    key = (name, tuple(sorted(defines)), arch, tuple(options))
+    folder = os.environ.get("CUBINS")
+    path = folder and os.path.join(folder, "_".join((name, arch) + key[1]).replace("=", "") + ".cubin")
+    if key not in _compiled and path and os.path.exists(path):
+        _compiled[key] = open(path, "rb").read(), "", 0.0
+    if key not in _compiled:
+        _compiled[key] = _compile(name, defines, arch, options)
+        if path:
+            os.makedirs(folder, exist_ok=True)
+            with open(path + ".%d" % os.getpid(), "wb") as f:
+                f.write(_compiled[key][0])
+            os.rename(path + ".%d" % os.getpid(), path)
+    return _compiled[key]
+
+
+def warm(specs):
+    """Compiles (name, defines, arch) on all cores."""
+    from concurrent.futures import ThreadPoolExecutor
+    t = time.time()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda s: compile(*s), specs))
+    return time.time() - t
+
+
+def variants(full=True):
+    """What the checks need: (name, defines, arch)."""
+    specs = [("flexindex_select.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])] + [("flexindex_scores_plain.cu", ["FLOAT_INPUT"], "sm_90a")]
+    specs += [("select_mask.cu", [], "sm_90a"), ("table.cu", [], "sm_90a"), ("rotate.cu", [], "sm_90a"), ("rotate.cu", ["FP16"], "sm_90a")]
+    every = [[], ["BANDS"], ["WINDOW"], ["SOFTCAP"], ["SINKS"], ["BANDS", "WINDOW"], ["BANDS", "WINDOW", "SOFTCAP", "SINKS"]]
+    for half in ([], ["FP16"]):
+        specs += [("xattention.cu", ["STRIDE=%d" % s] + half, "sm_90a") for s in (8, 16)]
+        for d in (64, 128):
+            base = ["HEAD_DIM=%d" % d] + half
+            specs += [("flexindex_scores_sm90.cu", half + ["HEAD_DIM=%d" % d], "sm_90a"), ("flashprefill.cu", base, "sm_90a")]
+            for f in every if full else [[]]:
+                on = ["HEAD_DIM=%d" % d] + half + f
+                specs += [("attend_sm90.cu", on, "sm_90a"), ("attend_sm80.cu", on, "sm_90a"), ("decode.cu", on, "sm_90a")]
+                if not half:
+                    specs += [("decode.cu", on + ["PROBE"], "sm_90a")]
+    return specs
+
+
+def _compile(name, defines, arch, options):
     headers = sorted(glob.glob(os.path.join(SRC, "*.cuh")) + glob.glob(os.path.join(SRC, "*.h")))
     source = open(os.path.join(SRC, name), "rb").read()
     bodies = (C.c_char_p * len(headers))(*[open(h, "rb").read() for h in headers])
@@ -272,7 +320,7 @@ class TableArgs(C.Structure):
 def store_table(rows):
     """The rows of aligned() through the kernel that the host code uses."""
     out = torch.full((len(rows), 8), -1, dtype=torch.int32, device="cuda")
-    f = Module("table.cu", arch="sm_80").function("store_table")
+    f = Module("table.cu", arch="sm_90a").function("store_table")
     for first in range(0, len(rows), 64):
         part = rows[first:first + 64]
         x = TableArgs(table=out[first:].data_ptr(), count=len(part), rows=(SequenceRow * 64)(*[SequenceRow(*r) for r in part]))
@@ -289,7 +337,7 @@ class RotateArgs(C.Structure):
 
 class Rotate:
     def __init__(self, fp16=False):
-        self.f = Module("rotate.cu", ["FP16"] if fp16 else [], "sm_80").function("rotate")
+        self.f = Module("rotate.cu", ["FP16"] if fp16 else []).function("rotate")
 
     def prepare(self, q, out, applied, wanted, q_offset=0, modulo=0, group=0, scale=1.0, offset=0.0, limit=0.0, interleaved=False, start=0):
         b, h, n, d = q.shape

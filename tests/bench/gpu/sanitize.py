@@ -1,6 +1,7 @@
 """Small cases of every kernel, to run under compute-sanitizer."""
 import check_attend
 import check_index
+import check_selectors
 import driver
 
 
@@ -11,6 +12,14 @@ def main():
         for c in [c for c in check_attend.cases(40) if c["n"] <= 420][:7]:
             err, rounding, _, finite = check_attend.run_case(c, kernels, kind)
             ok &= finite and err <= 1.75 * max(rounding, 2e-4)
+    kernels = {}
+    for c in [c for c in check_attend.decode_cases(60) if c["m"] <= 700][:6]:
+        err, rounding, _, finite = check_attend.run_case(c, kernels, driver.Decode)
+        ok &= finite and err <= 1.75 * max(rounding, 2e-4)
+    ok &= check_attend.batched(100, kernels, driver.Decode) < 4e-3
+    ok &= max(check_attend.batched(s, {}) for s in (101, 102)) < 4e-3
+    ok &= check_attend.probe(200, {}, {}) < 2e-3 and check_attend.rotation(300, {}) < 8e-3
+    ok &= check_selectors.random_cases(4, longest=500)
     ok &= check_index.random_cases(1)
     print("sanitize:", "passed" if ok else "FAILED")
     return ok
