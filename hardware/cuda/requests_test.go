@@ -226,6 +226,11 @@ func TestSharedMemoryFits(t *testing.T) {
 	if got := plainShared(128, 2); got > 163*1024 {
 		t.Errorf("attention takes %d bytes of the %d of an sm_80 block", got, 163*1024)
 	}
+	for _, hopper := range []bool{false, true} {
+		if got := squaresShared(hopper); got < 8*mostKeyBlocks*4 || hopper && got > most || !hopper && got > 99*1024 {
+			t.Errorf("squares take %d bytes, and %d key blocks must fit", got, mostKeyBlocks)
+		}
+	}
 	if got := scoresShared(128); got > pair {
 		t.Errorf("the scores take %d bytes: two blocks need <= %d", got, pair)
 	}

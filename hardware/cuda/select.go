@@ -119,10 +119,19 @@ func (q *Queue) SelectFlashPrefill(f FlashPrefill) (Mask, error) {
 	columns := ceilDiv(int(args.k_blocks), Tile)
 	args.chunk = C.int(queryChunk(int(args.q_blocks), columns*kvGroups, q.device.Processors))
 	kernel, pointer := attendKernel("flashprefill.cu", 80, false, f.Query.Dim, f.Half), unsafe.Pointer(&args)
+	scores := launch{kernel: kernel, entry: "flashprefill_scores", threads: 256, shared: 2 * Tile * dim * 2, args: pointer,
+		grid: [3]int{ceilDiv(int(args.q_blocks), int(args.chunk)), columns, kvGroups}}
+	if q.device.Capability == 90 {
+		queries, err := q.device.tensorMap(f.Query, f.Half)
+		if err != nil {
+			return Mask{}, err
+		}
+		scores.kernel = attendKernel("flashprefill_sm90.cu", 90, true, f.Query.Dim, f.Half)
+		scores.threads, scores.shared, scores.maps = 288, 1024+4*Tile*dim*2+64, []tensorMap{queries}
+	}
 	return q.runSelector(&args, []launch{
 		{kernel: kernel, entry: "flashprefill_pool", grid: [3]int{padded, kvGroups}, threads: 256, args: pointer},
-		{kernel: kernel, entry: "flashprefill_scores", grid: [3]int{ceilDiv(int(args.q_blocks), int(args.chunk)), columns, kvGroups},
-			threads: 256, shared: 2 * Tile * dim * 2, args: pointer},
+		scores,
 		{kernel: kernel, entry: "flashprefill_rows", grid: [3]int{ceilDiv(heads*int(args.q_blocks), 8), 1}, threads: 256, args: pointer},
 	})
 }
@@ -144,9 +153,18 @@ func (q *Queue) SelectXAttention(x XAttention) (Mask, error) {
 	if err := q.placeSelector(&args, 0, grid*Tile*int(args.k_blocks)*4); err != nil {
 		return Mask{}, err
 	}
-	const squares = 3 * 2 * Tile * 64 * 2
-	return q.runSelector(&args, []launch{{kernel: strideKernel(x.Stride, x.Half), entry: "xattention", grid: [3]int{grid, 1}, threads: 256,
-		shared: max(squares, 8*int(args.k_blocks)*4), limit: squares, args: unsafe.Pointer(&args)}})
+	hopper := q.device.Capability == 90
+	return q.runSelector(&args, []launch{{kernel: strideKernel(x.Stride, x.Half, hopper), entry: "xattention", grid: [3]int{grid, 1}, threads: 256,
+		shared: squaresShared(hopper), args: unsafe.Pointer(&args)}})
+}
+
+// squaresShared is the dynamic shared memory of XAttention's kernels: stages of
+// 64 elements of both sides, later mostKeyBlocks floats for each of 8 warps.
+func squaresShared(hopper bool) int {
+	if hopper {
+		return 1024 + 4*(Tile+256)*64*2
+	}
+	return 3 * 2 * Tile * 64 * 2
 }
 
 func (q *Queue) chunkArgs(c Chunk, parameters []float32, scale float32) C.SelectArgs {

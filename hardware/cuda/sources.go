@@ -96,7 +96,8 @@ func Kernels() []Kernel {
 	}
 	for _, half := range []bool{false, true} {
 		all = append(all, attendKernel("flashprefill.cu", 80, false, 64, half), attendKernel("flashprefill.cu", 80, false, 128, half),
-			strideKernel(8, half), strideKernel(16, half))
+			attendKernel("flashprefill_sm90.cu", 90, true, 64, half), attendKernel("flashprefill_sm90.cu", 90, true, 128, half),
+			strideKernel(8, half, false), strideKernel(16, half, false), strideKernel(8, half, true), strideKernel(16, half, true))
 	}
 	all = append(all, Kernel{Source: "table.cu", Least: 80}, Kernel{Source: "select_mask.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"))
 	for _, element := range []string{"", "FP16", "FLOAT_INPUT"} {
@@ -109,8 +110,11 @@ func scoresKernel(headDim int, half bool) Kernel {
 	return attendKernel("flexindex_scores_sm90.cu", 90, true, headDim, half)
 }
 
-func strideKernel(stride int, half bool) Kernel {
+func strideKernel(stride int, half, hopper bool) Kernel {
 	k := indexKernel("xattention.cu", element(half))
+	if hopper {
+		k.Source, k.Least, k.Exact = "xattention_sm90.cu", 90, true
+	}
 	k.Defines = append(k.Defines, "STRIDE="+strconv.Itoa(stride))
 	return k
 }

@@ -190,11 +190,16 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_r
   int v_row = 0, v_valid = -1;  // of the tile before; -1: none
   while (true) {
     barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
+    // The lane that will release the plan reads it for its warp.
     const Plan* p = &sh->plans[plan_slot];
-    const int count = p->count, box = p->box, kv_head = p->kv_head, k_row = p->k_row, k_end = p->k_end, last_part = p->last;
+    int x[6] = {};
+    if (lane == 0) { x[0] = p->count; x[1] = p->box; x[2] = p->kv_head; x[3] = p->k_row; x[4] = p->k_end; x[5] = p->last; }
+#pragma unroll
+    for (int i = 0; i < 6; ++i) x[i] = __shfl_sync(~0u, x[i], 0);
+    const int count = x[0], box = x[1], kv_head = x[2], k_row = x[3], k_end = x[4], last_part = x[5];
     if (count < 0) break;
     for (int e = 0; e < count; ++e) {
-      const u32 c = p->columns[e];
+      const u32 c = __shfl_sync(~0u, lane == 0 ? p->columns[e] : 0, 0);
       const int row = k_row + (int)(c & kColumn) * kTile, valid = k_end - (int)(c & kColumn) * kTile;
       const bool last = last_part && e == count - 1;
       barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
@@ -212,7 +217,6 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_r
       v_row = row;
       v_valid = last ? -1 : max(valid, 0);
     }
-    __syncwarp();  // the plan has been read by all lanes
     if (lane == 0) barrier_arrive(BAR(plan_empty[plan_slot]));
     if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
   }

@@ -11,6 +11,7 @@
 // Shapes: head_dim up to HEAD_DIM in steps of 8, any lengths, q_heads a multiple of kv_heads, 16-byte aligned rows.
 // Versions (docs/decisions/cuda-kernel.md has the measurements):
 //   1 one ring for each warp, 16 keys a step at head_dim 128, last block joins
+//   2 the last block reads the splits' rows by lanes; the first copies start before q is read
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS, WINDOW, SOFTCAP, SINKS, PROBE.
 #include "attend.cuh"
@@ -159,13 +160,21 @@ __device__ __forceinline__ void accumulate(float (&o)[kOut], const float (&s)[kS
 }
 #endif
 
-// The reference and the sum of a row from `count` of them, pairs `stride` floats apart.
+// The reference and the sum of a row from `count` of them, pairs `stride` floats apart. By the whole warp, a lane for each.
 __device__ __forceinline__ float2 join_rows(const float* pairs, int count, int stride) {
   float top = NEG_INF, sum = 0.0f;
-  for (int i = 0; i < count; ++i) top = fmaxf(top, __ldcg(pairs + (long long)i * stride));
-  for (int i = 0; i < count; ++i) {
-    const float l = __ldcg(pairs + (long long)i * stride + 1);
-    if (l > 0.0f) sum += l * exp2_approx(__ldcg(pairs + (long long)i * stride) - top);
+  for (int i = threadIdx.x & 31; i < count; i += 32) {
+    const float2 x = __ldcg((const float2*)(pairs + (long long)i * stride));
+    const float joint = fmaxf(top, x.x);
+    if (joint > NEG_INF) sum = sum * exp2_approx(top - joint) + x.y * exp2_approx(x.x - joint);
+    top = joint;
+  }
+#pragma unroll
+  for (int o = 16; o; o >>= 1) {
+    const float2 x = make_float2(__shfl_xor_sync(~0u, top, o), __shfl_xor_sync(~0u, sum, o));
+    const float joint = fmaxf(top, x.x);
+    if (joint > NEG_INF) sum = sum * exp2_approx(top - joint) + x.y * exp2_approx(x.x - joint);
+    top = joint;
   }
   return make_float2(top, sum);
 }
@@ -241,35 +250,20 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
   const float scale_log2 = a.scale * 1.44269504f;
 #endif
 
-  // The thread's rows: operand fragments and positions.
-  u32 q[BAND_COUNT][kRowTiles][HEAD_DIM / 16][4];
+  // The thread's rows.
   int position[kRowTiles][2], low = 0x7fffffff, high = -1;  // positions of the tile's rows: lowest and highest
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    long long base[2];
-    bool valid[2];
-#ifdef BANDS
-    long long base2[2];
-#endif
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int row, head;
       row_of(d, g, g.first + 16 * m + 8 * r + lane / 4, row, head);
-      valid[r] = row >= 0;
-      position[m][r] = valid[r] ? g.seq.q_offset + row : -1;
-      if (valid[r]) {
+      position[m][r] = row >= 0 ? g.seq.q_offset + row : -1;
+      if (row >= 0) {
         low = min(low, position[m][r]);
         high = max(high, position[m][r]);
       }
-      base[r] = g.seq.box * d.x.q_batch + head * d.x.q_head + (long long)(g.seq.q_row + row) * d.x.q_row;
-#ifdef BANDS
-      base2[r] = g.seq.box * d.x.q2_batch + head * d.x.q2_head + (long long)(g.seq.q_row + row) * d.x.q2_row;
-#endif
     }
-    load_fragments(q[0][m], d.x.q, base, valid, a.head_dim);
-#ifdef BANDS
-    load_fragments(q[1][m], d.x.q2, base2, valid, a.head_dim);
-#endif
   }
   for (int o = 16; o >= 4; o >>= 1) {
     low = min(low, __shfl_xor_sync(~0u, low, o));
@@ -305,6 +299,29 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
     copy_commit();
   };
 
+  // Copies go first: the operands of q arrive behind them.
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) load(warp + i * warps, i);
+  u32 q[BAND_COUNT][kRowTiles][HEAD_DIM / 16][4];
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+    long long base[BAND_COUNT][2];
+    bool valid[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      int row, head;
+      row_of(d, g, g.first + 16 * m + 8 * r + lane / 4, row, head);
+      valid[r] = row >= 0;
+      base[0][r] = g.seq.box * d.x.q_batch + head * d.x.q_head + (long long)(g.seq.q_row + row) * d.x.q_row;
+#ifdef BANDS
+      base[1][r] = g.seq.box * d.x.q2_batch + head * d.x.q2_head + (long long)(g.seq.q_row + row) * d.x.q2_row;
+#endif
+    }
+    load_fragments(q[0][m], d.x.q, base[0], valid, a.head_dim);
+#ifdef BANDS
+    load_fragments(q[1][m], d.x.q2, base[1], valid, a.head_dim);
+#endif
+  }
   float s[kRowTiles][kScores], rescale[2];
   RowState st[kRowTiles];
 #pragma unroll
@@ -314,8 +331,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
 #pragma unroll
   for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
 #endif
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) load(warp + i * warps, i);
   int slot = 0;
   for (int step = warp; step < steps; step += warps) {
     copy_wait<kStages - 2>();
@@ -423,8 +438,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
   if (d.splits == 1) __syncthreads();
   const long long part0 = part - split;
 #ifdef PROBE
-  for (int r = threadIdx.x; r < rows; r += blockDim.x)
-    finish_probe(d, g, g.first + r, join_rows(d.partial_rows + (part0 * kRows + r) * 2, d.splits, kRows * 2));
+  for (int r = warp; r < rows; r += warps) {
+    const float2 x = join_rows(d.partial_rows + (part0 * kRows + r) * 2, d.splits, kRows * 2);
+    if (lane == 0) finish_probe(d, g, g.first + r, x);
+  }
 #else
   for (int r = warp; r < rows; r += warps) {
     int row, head;
@@ -436,7 +453,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
     const float top = x.x == NEG_INF ? 0.0f : x.x;
     for (int c = 4 * lane; c < HEAD_DIM; c += 128) {
       float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
+#pragma unroll 16
       for (int i = 0; i < d.splits; ++i) {
         const float f = exp2_approx(__ldcg(pairs + i * kRows * 2) - top);
         const float4 z = __ldcg((const float4*)(sum + (long long)i * 16 * HEAD_DIM + c));

@@ -3,18 +3,13 @@
 //
 // The scores are means x queries, so that the sum over queries runs along a thread's own accumulators: a warp holds 16
 // means as operand fragments and walks over the queries of its group of heads, which share them. Means are kept as two
-// 16-bit numbers, so that the scores are those of float32 means.
-// Versions: 1 mma.sync, means in registers, query tiles through two stages of cp.async (docs/decisions/cuda-kernel.md).
+// 16-bit numbers, so that the scores are those of float32 means. On sm_90a the scores come from flashprefill_sm90.cu.
 //
 // Macros: HEAD_DIM (64, 128), FP16.
 #include "mma.cuh"
-#include "select.cuh"
+#include "flashprefill.cuh"
 
 constexpr int kQueryBytes = kTile * kRowBytes;
-constexpr int kSteps = HEAD_DIM / 16;
-
-__device__ __forceinline__ int padded_blocks(const SelectArgs& a) { return (a.k_blocks + kTile - 1) / kTile * kTile; }
-
 // 1. The means. Grid (k_blocks rounded up to 128, batch * kv_heads), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) flashprefill_pool(const __grid_constant__ SelectArgs a) {
   __shared__ float2 scratch[256];
@@ -76,17 +71,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) flashprefill_scores(const _
     copy_commit();
   };
   load(0, 0);
-  u32 high[kSteps][4], low[kSteps][4];
-  const u32* means = (const u32*)a.pooled + ((long long)blockIdx.z * padded_blocks(a) + column0 + lane / 4) * (HEAD_DIM / 2) + (lane & 3);
-  const long long all = (long long)a.batch * a.kv_heads * padded_blocks(a) * (HEAD_DIM / 2);
-#pragma unroll
-  for (int kk = 0; kk < kSteps; ++kk)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const long long at = (j & 1) * 8 * (HEAD_DIM / 2) + kk * 8 + (j >> 1) * 4;
-      high[kk][j] = means[at];
-      low[kk][j] = means[all + at];
-    }
+  Means means;
+  means.load(a, blockIdx.z, column0);
   float s[64];
   for (int t = 0; t < tiles; ++t) {
     load(t + 1, (t + 1) & 1);
@@ -103,35 +89,12 @@ extern "C" __global__ void __launch_bounds__(256, 1) flashprefill_scores(const _
         for (int n = 0; n < 8; ++n) {  // 16 queries
           u32 b[4];
           ldmatrix_x4(chunk_at(tile, 16 * n + (lane & 7) + (lane >> 4) * 8, 2 * kk + ((lane >> 3) & 1)), b);
-          mma(s + 8 * n, high[kk], b[0], b[1]);
-          mma(s + 8 * n + 4, high[kk], b[2], b[3]);
-          mma(s + 8 * n, low[kk], b[0], b[1]);
-          mma(s + 8 * n + 4, low[kk], b[2], b[3]);
+          mma(s + 8 * n, means.high[kk], b[0], b[1]);
+          mma(s + 8 * n + 4, means.high[kk], b[2], b[3]);
+          mma(s + 8 * n, means.low[kk], b[0], b[1]);
+          mma(s + 8 * n + 4, means.low[kk], b[2], b[3]);
         }
-      const int first = position * kTile - a.q_offset;  // query row of the tile's row 0
-      if (first < 0 || first + kTile > a.q_len) {
-#pragma unroll
-        for (int x = 0; x < 64; ++x) {
-          const int r = first + (x / 4) * 8 + 2 * (lane & 3) + (x & 1);
-          if (r < 0 || r >= a.q_len) s[x] = NEG_INF;
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float top = NEG_INF, sum = 0.0f;
-#pragma unroll
-        for (int x = 0; x < 16; ++x) top = fmaxf(top, fmaxf(s[4 * x + 2 * r], s[4 * x + 2 * r + 1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2)) * scale_log2;
-#pragma unroll
-        for (int x = 0; x < 16; ++x)
-          sum += exp2_approx(__fmaf_rn(s[4 * x + 2 * r], scale_log2, -top)) + exp2_approx(__fmaf_rn(s[4 * x + 2 * r + 1], scale_log2, -top));
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        const int column = column0 + lane / 4 + 8 * r;
-        if ((lane & 3) == 0 && column < min(position, a.k_blocks))
-          a.scores[((long long)head * a.q_blocks + i) * a.k_blocks + column] = top + log2_approx(sum);
-      }
+      store_scores(a, s, i, head, column0, scale_log2);
     }
     __syncthreads();
   }

@@ -88,6 +88,11 @@ __device__ __forceinline__ u64 advance(u64 d, u32 bytes) {
 #define REGS64                                                                                   \
   REGS32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"     \
          "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define REGS128                                                                                  \
+  REGS64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,"     \
+         "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,"  \
+         "%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,"      \
+         "%120,%121,%122,%123,%124,%125,%126,%127"
 #define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." MMA_TYPE "." MMA_TYPE " "
 
 // d[64 x 128] (+)= A . B with A[64 x 16] in registers, B in shared memory; transposed = 1 when B is MN-major.
@@ -101,6 +106,13 @@ template <int transposed> __device__ __forceinline__ void wgmma_rs(float (&d)[32
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n" WGMMA(64) "{" REGS32 "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
                : ACC16(d, 0), ACC16(d, 16)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(transposed));
+}
+
+// d[64 x 256] (+)= A . B with both in shared memory, K-major.
+__device__ __forceinline__ void wgmma_ss(float (&d)[128], u64 a, u64 b, int accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n" WGMMA(256) "{" REGS128 "}, %128, %129, p, 1, 1, 0, 0;\n}"
+               : ACC16(d, 0), ACC16(d, 16), ACC16(d, 32), ACC16(d, 48), ACC16(d, 64), ACC16(d, 80), ACC16(d, 96), ACC16(d, 112)
+               : "l"(a), "l"(b), "r"(accumulate));
 }
 
 // ---- arithmetic ------------------------------------------------------------------------------------------------

@@ -1,209 +1,67 @@
-// XAttention's selection (arXiv 2503.16428) on the device: tiles are scored by sums along antidiagonals of squares of
-// STRIDE x STRIDE pairs, which are products of reversed query squares and key squares.
-//
-// A block takes 128 square rows (STRIDE query blocks) of one head from a counter, longest first, and walks over the key
-// squares, 128 at a time: a matrix product of depth STRIDE * head_dim in steps of 64 through three stages of cp.async. The
-// log-sum-exp of each row and key block goes to memory of the block's own; when the row is complete its softmax is summed
-// by tiles, and each warp picks the tiles of its query blocks, heaviest first, without sorting.
-// Versions: 1 mma.sync, 128 x 128 squares, 32 x 64 a warp (docs/decisions/cuda-kernel.md).
-//
-// Macros: STRIDE (8, 16), FP16. Shapes: head_dim up to 128 in steps of 8, up to 3,000 key blocks.
-#include "mma.cuh"
-#include "select.cuh"
+// The products of xattention.cuh for any device from sm_80: mma.sync, 128 x 128 squares, 32 x 64 a warp, three stages of
+// cp.async.
+#include "xattention.cuh"
 
-constexpr int kDepth = 64;                      // elements of a step
-constexpr int kSideBytes = kTile * kDepth * 2;  // one side of a stage
 constexpr int kStages = 3;
-constexpr int kPerBlock = kTile / STRIDE;       // squares of a block
-constexpr int kColumnTiles = kPerBlock / 8;     // accumulator tiles of a key block
+constexpr int kSideBytes = kTile * kDepth * 2;  // one side of a stage
 
-__device__ __forceinline__ u32 depth_chunk(u32 base, int row, int chunk) { return base + row * 128 + ((chunk ^ (row & 7)) * 16); }
+struct Squares {
+  static constexpr int columns = kTile;
+  const SelectArgs& a;
+  u32 stages;
 
-// One side of a step: element `column` on of rows at positions (first + row) * STRIDE + lag, counted from `offset`.
-__device__ __forceinline__ void load_side(u32 to, const char* x, long long stride, int first, int lag, int offset, int len, int column, int head_dim) {
-#pragma unroll
-  for (int n = 0; n < kTile * 8 / 256; ++n) {
-    const int i = threadIdx.x + 256 * n, row = i / 8, chunk = i % 8, at = (first + row) * STRIDE + lag - offset;
-    const bool valid = at >= 0 && at < len && column + chunk * 8 < head_dim;
-    copy_async(depth_chunk(to, row, chunk), x + 2 * (valid ? (long long)at * stride + column + chunk * 8 : 0), valid);
-  }
-}
-
-// Scores of 128 square rows and 128 square columns: s[m][8 t ..] of a warp's 32 rows and 64 columns.
-__device__ __forceinline__ void product(const SelectArgs& a, float (&s)[2][32], u32 stages, const char* q, const char* k, int row0, int column0) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, rows = (warp / 2) * 32, columns = (warp % 2) * 64;
-  const int halves = (a.head_dim + kDepth - 1) / kDepth, steps = STRIDE * halves;
-  auto load = [&](int step, int slot) {
-    if (step < steps) {
-      const int lag = step / halves, column = step % halves * kDepth;
-      load_side(stages + slot * 2 * kSideBytes, q, a.q_row, row0, STRIDE - 1 - lag, a.q_offset, a.q_len, column, a.head_dim);
-      load_side(stages + slot * 2 * kSideBytes + kSideBytes, k, a.k_row, column0, lag, 0, a.k_len, column, a.head_dim);
-    }
-    copy_commit();
-  };
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int x = 0; x < 32; ++x) s[m][x] = 0.0f;
-  __syncthreads();  // the stages are free
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) load(i, i);
-  int slot = 0;
-  for (int step = 0; step < steps; ++step) {
-    copy_wait<kStages - 2>();
-    __syncthreads();
-    load(step + kStages - 1, slot == 0 ? kStages - 1 : slot - 1);
-    const u32 qs = stages + slot * 2 * kSideBytes, ks = qs + kSideBytes;
-#pragma unroll
-    for (int kk = 0; kk < kDepth / 16; ++kk) {
-      u32 x[2][4];
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-        ldmatrix_x4(depth_chunk(qs, rows + 16 * m + (lane & 7) + ((lane >> 3) & 1) * 8, 2 * kk + (lane >> 4)), x[m]);
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        u32 b[4];
-        ldmatrix_x4(depth_chunk(ks, columns + 16 * t + (lane & 7) + (lane >> 4) * 8, 2 * kk + ((lane >> 3) & 1)), b);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          mma(s[m] + 8 * t, x[m], b[0], b[1]);
-          mma(s[m] + 8 * t + 4, x[m], b[2], b[3]);
-        }
-      }
-    }
-    slot = slot == kStages - 1 ? 0 : slot + 1;
-  }
-}
-
-// Keeps column 0, the diagonal and the heaviest others until their sum reaches the threshold. x: the warp's scores.
-__device__ __forceinline__ void pick(const SelectArgs& a, int row, int position, int2 seen, float* x, float threshold) {
-  const int lane = threadIdx.x & 31;
-  double total = 0.0;
-  for (int j = seen.x + lane; j < seen.y; j += 32) total += x[j];
-  double wanted = threshold * warp_sum(total);
-  wanted -= seen.x == 0 ? x[0] : 0.0f;
-  if (position > 0) wanted -= x[position];
-  __syncwarp();
-  auto candidate = [&](int j) { return j >= seen.x && j < seen.y && j != 0 && j != position; };
-  auto sum_from = [&](u32 least) {
-    double sum = 0.0;
-    for (int j = seen.x + lane; j < seen.y; j += 32)
-      if (candidate(j) && __float_as_uint(x[j]) >= least) sum += x[j];
-    return warp_sum(sum);
-  };
-  // The largest value down to which the candidates reach what is wanted, and how many of its equals it takes.
-  u32 cut = 0xffffffffu;
-  int ties = 0;
-  if (wanted > 0.0) {
-    cut = 0;
-    for (int bit = 30; bit >= 0; --bit)
-      if (sum_from(cut | 1u << bit) >= wanted) cut |= 1u << bit;
-    const double value = __uint_as_float(cut), missing = wanted - sum_from(cut + 1);
-    ties = value > 0.0 ? (int)fmin(ceil(missing / value), 1e6) : 1 << 20;
-  }
-  write_row(a, row, seen.y, [&](int j) {
-    const bool mine = candidate(j), tie = mine && __float_as_uint(x[j]) == cut;
-    const u32 tied = __ballot_sync(~0u, tie);
-    const bool take = mine && cut != 0xffffffffu && (__float_as_uint(x[j]) > cut || (tie && __popc(tied & ((1u << lane) - 1)) < ties));
-    ties -= __popc(tied);
-    return take || (j >= seen.x && j < seen.y && (j == 0 || j == position));
-  });
-}
-
-// Persistent grid, 256 threads, shared: max(3 stages, 8 rows of k_blocks floats).
-extern "C" __global__ void __launch_bounds__(256, 1) xattention(const __grid_constant__ SelectArgs a) {
-  extern __shared__ __align__(128) char memory[];
-  __shared__ u32 claimed;
-  __shared__ float lse[kTile];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, groups = (a.q_blocks + STRIDE - 1) / STRIDE;
-  const u32 items = (u32)a.batch * a.q_heads * groups, stages = shared_address(memory);
-  const float scale_log2 = a.scale * 1.44269504f;
-  float* part = a.scores + (long long)blockIdx.x * kTile * a.k_blocks;  // [128 rows, k_blocks], log2
-  while (true) {
-    __syncthreads();
-    if (threadIdx.x == 0) claimed = atomicAdd(a.counter, 1u);
-    __syncthreads();
-    const u32 item = claimed;
-    if (item >= items) break;
-    const int heads = a.batch * a.q_heads, head = item % heads, group = groups - 1 - item / heads;
-    const int batch = head / a.q_heads, q_head = head % a.q_heads, kv_head = q_head / (a.q_heads / a.kv_heads);
-    const char* q = (const char*)a.q + 2 * (batch * a.q_batch + q_head * a.q_head);
-    const char* k = (const char*)a.k + 2 * (batch * a.k_batch + kv_head * a.k_head);
-    const int block0 = group * STRIDE, blocks = min(STRIDE, a.q_blocks - block0), position0 = a.first_block + block0;
-    const int row0 = position0 * kPerBlock;  // square row of the first of 128
-    const int from = visible_blocks(a, position0).x / STRIDE, end = visible_blocks(a, position0 + blocks - 1).y;  // key blocks / STRIDE, key blocks
-    const int squares = (a.k_len + STRIDE - 1) / STRIDE;
+  __device__ __forceinline__ void operator()(const char* q, const char* k, float* part, int row0, int position0, int column0, float scale_log2) const {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, rows = (warp / 2) * 32, side = (warp % 2) * 64;
     float s[2][32];
-    for (int tile = from; tile * STRIDE < end; ++tile) {
-      product(a, s, stages, q, k, row0, tile * kTile);
+    const int halves = (a.head_dim + kDepth - 1) / kDepth, steps = STRIDE * halves;
+    auto load = [&](int step, int slot) {
+      if (step < steps) {
+        const int lag = step / halves, column = step % halves * kDepth;
+        load_side<kTile>(stages + slot * 2 * kSideBytes, q, a.q_row, row0, STRIDE - 1 - lag, a.q_offset, a.q_len, column, a.head_dim);
+        load_side<kTile>(stages + slot * 2 * kSideBytes + kSideBytes, k, a.k_row, column0, lag, 0, a.k_len, column, a.head_dim);
+      }
+      copy_commit();
+    };
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = (warp / 2) * 32 + 16 * m + 8 * r + lane / 4, low = visible_blocks(a, position0 + row / kPerBlock).x;
+      for (int x = 0; x < 32; ++x) s[m][x] = 0.0f;
+    __syncthreads();  // the stages are free
 #pragma unroll
-          for (int b = 0; b < 8 / kColumnTiles; ++b) {  // key blocks of the warp's 64 columns
-            const int column = tile * kTile + (warp % 2) * 64 + 8 * b * kColumnTiles, block = column / kPerBlock;
-            float top = NEG_INF, sum = 0.0f;
+    for (int i = 0; i < kStages - 1; ++i) load(i, i);
+    int slot = 0;
+    for (int step = 0; step < steps; ++step) {
+      copy_wait<kStages - 2>();
+      __syncthreads();
+      load(step + kStages - 1, slot == 0 ? kStages - 1 : slot - 1);
+      const u32 qs = stages + slot * 2 * kSideBytes, ks = qs + kSideBytes;
 #pragma unroll
-            for (int t = 0; t < kColumnTiles; ++t)
+      for (int kk = 0; kk < kDepth / 16; ++kk) {
+        u32 x[2][4];
 #pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                float& x = s[m][4 * (b * kColumnTiles + t) + 2 * r + e];
-                const int c = column + 8 * t + 2 * (lane & 3) + e;
-                x = c <= row0 + row && c < squares && block >= low ? x * scale_log2 : NEG_INF;
-                top = fmaxf(top, x);
-              }
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            const float ref = top == NEG_INF ? 0.0f : top;
+        for (int m = 0; m < 2; ++m)
+          ldmatrix_x4(depth_chunk(qs, rows + 16 * m + (lane & 7) + ((lane >> 3) & 1) * 8, 2 * kk + (lane >> 4)), x[m]);
 #pragma unroll
-            for (int t = 0; t < kColumnTiles; ++t)
+        for (int t = 0; t < 4; ++t) {
+          u32 b[4];
+          ldmatrix_x4(depth_chunk(ks, side + 16 * t + (lane & 7) + (lane >> 4) * 8, 2 * kk + ((lane >> 3) & 1)), b);
 #pragma unroll
-              for (int e = 0; e < 2; ++e) sum += exp2_approx(s[m][4 * (b * kColumnTiles + t) + 2 * r + e] - ref);
-            sum += __shfl_xor_sync(~0u, sum, 1);
-            sum += __shfl_xor_sync(~0u, sum, 2);
-            if ((lane & 3) == 0 && block < a.k_blocks) part[row * a.k_blocks + block] = sum > 0.0f ? ref + log2_approx(sum) : NEG_INF;
+          for (int m = 0; m < 2; ++m) {
+            mma(s[m] + 8 * t, x[m], b[0], b[1]);
+            mma(s[m] + 8 * t + 4, x[m], b[2], b[3]);
           }
         }
-    }
-    __syncthreads();
-    // The rows' sums; +inf where a square has no query, so that it counts nothing.
-    const int first = from * STRIDE;
-    for (int row = warp; row < kTile; row += 8) {
-      float top = NEG_INF, sum = 0.0f;
-      const int at = (row0 + row) * STRIDE - a.q_offset;
-      const bool found = at + STRIDE > 0 && at < a.q_len && row / kPerBlock < blocks;
-      if (found) {
-        for (int j = first + lane; j < end; j += 32) top = fmaxf(top, part[row * a.k_blocks + j]);
-        for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-        for (int j = first + lane; j < end; j += 32) sum += exp2_approx(part[row * a.k_blocks + j] - top);
-        for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
       }
-      if (lane == 0) lse[row] = found ? top + log2_approx(sum) : -NEG_INF;
+      slot = slot == kStages - 1 ? 0 : slot + 1;
     }
-    __syncthreads();
-    float* x = (float*)memory + warp * a.k_blocks;
-    for (int b = warp; b < blocks; b += 8) {
-      const int position = position0 + b;
-      const int2 seen = visible_blocks(a, position);
-      for (int j = seen.x + lane; j < seen.y; j += 32) {
-        float sum = 0.0f;
+
 #pragma unroll
-        for (int r = 0; r < kPerBlock; ++r) sum += exp2_approx(part[(b * kPerBlock + r) * a.k_blocks + j] - lse[b * kPerBlock + r]);
-        x[j] = sum;
-      }
-      __syncwarp();
-      pick(a, head * a.q_blocks + block0 + b, position, seen, x, a.parameter[q_head]);
-      __syncwarp();
-    }
+    for (int m = 0; m < 2; ++m)
+      store_blocks<8>(a, s[m], part, rows + 16 * m + lane / 4, row0, position0, column0 + side, scale_log2);
   }
-  if (threadIdx.x == 0) {
-    // The last block to finish leaves the counter as it was found.
-    __threadfence();
-    if (atomicAdd(a.counter + 1, 1u) == gridDim.x - 1) {
-      a.counter[0] = 0;
-      a.counter[1] = 0;
-    }
-  }
+};
+
+extern "C" __global__ void __launch_bounds__(256, 1) xattention(const __grid_constant__ SelectArgs a) {
+  extern __shared__ __align__(128) char memory[];
+  choose_tiles(a, memory, Squares{a, shared_address(memory)});
 }

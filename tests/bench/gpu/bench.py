@@ -192,6 +192,23 @@ def end_to_end(quick):
         note(**row)
 
 
+def errors(peers):
+    """Relative error on random inputs beside the rounding of the output alone, and the peers on the same inputs."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    for dt in (torch.bfloat16, torch.float16):
+        q, k, v = (torch.randn(1, 8, 4096, D, device="cuda").to(dt) for _ in range(3))
+        out, lse = torch.empty_like(q), torch.empty(1, 8, 4096, device="cuda")
+        keep = torch.ones(4096, 4096, dtype=torch.bool, device="cuda").tril()[None, None].expand(1, 8, -1, -1)
+        want, want_lse = check_attend.reference(q, k, v, keep, D ** -0.5)
+        e = lambda x: ((x.float() - want).norm() / want.norm()).item()
+        driver.Attend(fp16=dt == torch.float16).prepare(q, k, v, out, lse)()
+        row = dict(what="error", dtype=str(dt), ours=e(out), lse=(lse - want_lse).abs().max().item(), output_rounding=e(want.to(dt)))
+        for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)) if peers else ():
+            with sdpa_kernel(backend):
+                row[name] = e(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+        note(**row)
+
+
 def rotating(calls):
     """Milliseconds of one of several calls on inputs of their own, replayed as one graph: caches do not help."""
     return burst(captured(lambda: [f() for f in calls]), 20) / len(calls)
@@ -263,7 +280,7 @@ def choosing(quick):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", default="")
-    parser.add_argument("--parts", default="checks,matmul,end,kernels,decode,choosing")
+    parser.add_argument("--parts", default="checks,matmul,errors,end,kernels,decode,choosing")
     parser.add_argument("--masks", default="", help="folder of masks that CPU strategies chose")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
@@ -286,7 +303,7 @@ def main():
     a = torch.randn(8192, 8192, device="cuda").bfloat16()
     f = lambda: a @ a
     run = dict(matmul=lambda: note(what="matmul 8192", burst_tflops=2 * 8192 ** 3 / burst(f) / 1e9, sustained_tflops=2 * 8192 ** 3 / sustained(f) / 1e9),
-               end=lambda: end_to_end(args.quick), kernels=lambda: kernels(args.quick, peers), decode=lambda: decode(peers), choosing=lambda: choosing(args.quick))
+               errors=lambda: errors(peers), end=lambda: end_to_end(args.quick), kernels=lambda: kernels(args.quick, peers), decode=lambda: decode(peers), choosing=lambda: choosing(args.quick))
     for part in parts:
         if part in run:
             run[part]()

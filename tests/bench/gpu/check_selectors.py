@@ -31,8 +31,9 @@ def random_cases(count=24, seed=5, longest=6000):
             args, key = dict(alpha=r.choice([0.05, 0.12, 0.5, 1.0]), fewest=r.choice([0, 0, 3]), last=r.choice([2, 8]), sinks=r.choice([1, 2]), near=r.choice([1, 4])), ("f", selections.driver.compiled_dim(d), dt)
         else:
             args, key = dict(threshold=r.choice([0.5, 0.9, 0.95])), ("x", r.choice([8, 16]), dt)
+        key += (r.random() < 0.3,)  # the kernel of older devices
         if key not in kernels:
-            kernels[key] = (selections.FlashPrefill if key[0] == "f" else selections.XAttention)(key[1], dt == torch.float16)
+            kernels[key] = (selections.FlashPrefill if key[0] == "f" else selections.XAttention)(key[1], dt == torch.float16, key[3])
         go, w = kernels[key].prepare(q, k, offset=offset, window=window, **args)
         go()
         h, qb, kb = q.shape[1], -(-(offset % 128 + n) // 128), -(-(n + offset) // 128)

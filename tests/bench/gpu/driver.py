@@ -82,10 +82,10 @@ def variants(full=True):
     specs += [("select_mask.cu", [], "sm_90a"), ("table.cu", [], "sm_90a"), ("rotate.cu", [], "sm_90a"), ("rotate.cu", ["FP16"], "sm_90a")]
     every = [[], ["BANDS"], ["WINDOW"], ["SOFTCAP"], ["SINKS"], ["BANDS", "WINDOW"], ["BANDS", "WINDOW", "SOFTCAP", "SINKS"]]
     for half in ([], ["FP16"]):
-        specs += [("xattention.cu", ["STRIDE=%d" % s] + half, "sm_90a") for s in (8, 16)]
+        specs += [(x, ["STRIDE=%d" % s] + half, "sm_90a") for s in (8, 16) for x in ("xattention.cu", "xattention_sm90.cu")]
         for d in (64, 128):
             base = ["HEAD_DIM=%d" % d] + half
-            specs += [("flexindex_scores_sm90.cu", half + ["HEAD_DIM=%d" % d], "sm_90a"), ("flashprefill.cu", base, "sm_90a")]
+            specs += [("flexindex_scores_sm90.cu", half + ["HEAD_DIM=%d" % d], "sm_90a"), ("flashprefill.cu", base, "sm_90a"), ("flashprefill_sm90.cu", base, "sm_90a")]
             for f in every if full else [[]]:
                 on = ["HEAD_DIM=%d" % d] + half + f
                 specs += [("attend_sm90.cu", on, "sm_90a"), ("attend_sm80.cu", on, "sm_90a"), ("decode.cu", on, "sm_90a")]

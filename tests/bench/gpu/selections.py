@@ -5,9 +5,6 @@ import torch
 
 import driver
 
-PERSISTENT = 132
-
-
 class SelectArgs(C.Structure):
     _fields_ = ([(n, C.c_void_p) for n in ("q", "k", "pooled", "scores", "bits", "row_ptr", "cols", "counter")]
                 + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")]
@@ -48,12 +45,16 @@ class Selector:
 class FlashPrefill(Selector):
     launches = 5
 
-    def __init__(self, head_dim=128, fp16=False):
+    def __init__(self, head_dim=128, fp16=False, plain=False):
         super().__init__()
         self.dim = driver.compiled_dim(head_dim)
-        m = driver.Module("flashprefill.cu", ["HEAD_DIM=%d" % self.dim] + (["FP16"] if fp16 else []))
-        self.shared = 2 * 128 * self.dim * 2
-        self.pool, self.scores, self.rows = m.function("flashprefill_pool"), m.function("flashprefill_scores", self.shared), m.function("flashprefill_rows")
+        defines = ["HEAD_DIM=%d" % self.dim] + (["FP16"] if fp16 else [])
+        m = driver.Module("flashprefill.cu", defines)
+        self.pool, self.rows = m.function("flashprefill_pool"), m.function("flashprefill_rows")
+        self.plain, self.threads, self.shared = plain, 256 if plain else 288, 2 * 128 * self.dim * 2 if plain else 1024 + 4 * 128 * self.dim * 2 + 64
+        scoring = m if plain else driver.Module("flashprefill_sm90.cu", defines)
+        self.scores = scoring.function("flashprefill_scores", self.shared)
+        self.keep = [m, scoring]
 
     def prepare(self, q, k, alpha, offset=0, window=0, sinks=2, near=4, last=2, fewest=0, scale=None):
         a, w = self.arguments(q, k, offset, window, q.shape[3] ** -0.5 if scale is None else scale, alpha, sinks=sinks, near=near, last=last, fewest=fewest)
@@ -62,11 +63,12 @@ class FlashPrefill(Selector):
         w["scores"] = torch.full((heads, a.q_blocks, a.k_blocks), float("nan"), device="cuda")
         a.pooled, a.scores = w["pooled"].data_ptr(), w["scores"].data_ptr()
         columns = padded // 128
+        maps = [] if self.plain else [driver.tensor_map(q, 128)]
         a.chunk = max(1, a.q_blocks * columns * kv // (4 * self.sms))
 
         def go(_hold=(q, k, w)):
             driver.launch(self.pool, (padded, kv), 256, 0, [a])
-            driver.launch(self.scores, (-(-a.q_blocks // a.chunk), columns, kv), 256, self.shared, [a])
+            driver.launch(self.scores, (-(-a.q_blocks // a.chunk), columns, kv), self.threads, self.shared, maps + [a])
             driver.launch(self.rows, (-(-heads * a.q_blocks // 8),), 256, 0, [a])
             self.mask_of(a)
         return go, w
@@ -75,11 +77,11 @@ class FlashPrefill(Selector):
 class XAttention(Selector):
     launches = 3
 
-    def __init__(self, stride=16, fp16=False):
+    def __init__(self, stride=16, fp16=False, plain=False):
         super().__init__()
-        self.stride = stride
-        m = driver.Module("xattention.cu", ["STRIDE=%d" % stride] + (["FP16"] if fp16 else []))
-        self.f = m.function("xattention", 3 * 2 * 128 * 64 * 2)
+        self.stride, self.shared = stride, 3 * 2 * 128 * 64 * 2 if plain else 1024 + 4 * (128 + 256) * 64 * 2
+        self.module = driver.Module("xattention.cu" if plain else "xattention_sm90.cu", ["STRIDE=%d" % stride] + (["FP16"] if fp16 else []))
+        self.f = self.module.function("xattention", self.shared)
 
     def prepare(self, q, k, threshold, offset=0, window=0, norm=1.0, scale=None):
         scale = q.shape[3] ** -0.5 if scale is None else scale
@@ -87,10 +89,9 @@ class XAttention(Selector):
         grid = min(self.sms, a.batch * a.q_heads * -(-a.q_blocks // self.stride))
         w["scores"] = torch.full((grid, 128, a.k_blocks), float("nan"), device="cuda")
         a.scores = w["scores"].data_ptr()
-        shared = max(3 * 2 * 128 * 64 * 2, 8 * a.k_blocks * 4)
 
         def go(_hold=(q, k, w)):
-            driver.launch(self.f, (grid,), 256, shared, [a])
+            driver.launch(self.f, (grid,), 256, self.shared, [a])
             self.mask_of(a)
         return go, w
 
