@@ -23,12 +23,12 @@ def register() -> list[str]:
     """
     functions = {PREFIX + info.name: attention_function(info.name) for info in trivium.list("attention")}
     for name, function in functions.items():
-        _register(name, function)
-    _register(PATCHED, patched)
+        register_function(name, function)
+    register_function(PATCHED, patched)
     return sorted(functions)
 
 
-def _register(name: str, function: AttentionFunction) -> None:
+def register_function(name: str, function: AttentionFunction) -> None:
     """The two registries belong together: without the second, transformers
     builds no mask at all and padding is attended to."""
     from transformers import AttentionInterface
