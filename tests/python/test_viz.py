@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trivium
 from trivium import _html, viz
+from trivium.pma import Trajectory
 from trivium.masks import BlockExtent, BlockMask
 from trivium.positions import UNBOUNDED_HIGH, UNBOUNDED_LOW, Band, PositionPlan, Rule
 from trivium.report import HeadReport, Report, Times
@@ -129,3 +130,34 @@ def test_results_show_themselves_in_notebooks() -> None:
     assert mask._repr_html_().count("<img") == 2
     assert "i - 32" in plan._repr_html_()
     assert "Note: copied" in report._repr_html_() and "0.7854" in report._repr_html_()
+
+
+def test_a_column_of_one_tile_is_seen_among_a_hundred_thousand_tokens() -> None:
+    """As drawn, not as counted: its colour is well away from that of dropped tiles."""
+    blocks = 100_000 // 16
+    column = BlockMask.from_blocks([[sorted({i, min(i, 3000)}) for i in range(blocks)]], block_size=16, key_blocks=blocks)
+    ax = column.plot()
+    image = ax.images[0]
+    colours = image.to_rgba(image.get_array())[..., :3]
+    kept, dropped = colours[250, 3000 * viz.CELLS // blocks], colours[250, 50]
+    assert np.abs(kept - dropped).max() > 0.2
+    ax.figure.canvas.draw()
+    assert "80k" in [t.get_text() for t in ax.get_xticklabels()]
+
+
+def test_a_trajectory_keeps_distances() -> None:
+    """Weights that lie in a plane are drawn at their distances, and the merge in their middle."""
+    rng = np.random.default_rng(0)
+    plane = np.linalg.qr(rng.standard_normal((50, 2)))[0]
+    weights = rng.standard_normal(50) + np.cumsum(rng.standard_normal((6, 2)), axis=0) @ plane.T
+    path = Trajectory.from_gram(weights @ weights.T, tuple(range(0, 600, 100)))
+    assert path.shown == pytest.approx(1)
+    far = np.linalg.norm(weights[:, None] - weights, axis=-1)
+    assert np.allclose(np.linalg.norm(path.points[:, None] - path.points, axis=-1), far)
+    assert np.allclose(path.mean, 0, atol=1e-6)
+    assert path.plot().get_title() == "6 checkpoints, 100% of their spread"
+    assert "500" in path._repr_html_()
+
+
+def test_a_trajectory_of_one_checkpoint() -> None:
+    assert Trajectory.from_gram(np.ones((1, 1)), (7,)).plot() is not None

@@ -59,9 +59,9 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def mask_picture(mask: BlockMask, batch: int, head: int, cells: int = 96) -> str:
     """An ``<img>`` of one head's kept tiles, binned to at most ``cells`` a side."""
-    from trivium.viz import mask_cells
+    from trivium.viz import EMPHASIS, mask_cells
 
-    share = mask_cells(mask, batch, head, cells)[:, :, None]
+    share = mask_cells(mask, batch, head, cells)[:, :, None] ** EMPHASIS  # thin columns stay visible
     colour = np.array(DROPPED) + share * (np.array(KEPT) - np.array(DROPPED))
     image = np.where(np.isnan(share), np.array(UNSEEN), colour).astype(np.uint8)
     style = "width:110px;height:110px;image-rendering:pixelated;border:1px solid #ccc"

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from trivium.masks import BlockMask
+    from trivium.pma import Trajectory
     from trivium.positions import PositionPlan
     from trivium.report import HeadReport, Report
 
-CELLS = 512  # at most this many bins a side
+CELLS = 256  # at most this many bins a side: fewer than pixels, or thin columns would fall between them
+EMPHASIS = 0.4  # exponent of a bin's share of kept tiles
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
 MARKERS = (("o", BLUE), ("^", ORANGE), ("s", GREEN), ("D", PURPLE), ("v", GREY))
 
@@ -52,7 +54,13 @@ def mask_cells(mask: BlockMask, batch: int = 0, head: int = 0, cells: int = CELL
 
 
 def plot_mask(mask: BlockMask, batch: int = 0, head: int = 0, ax: Axes | None = None) -> Axes:
-    """Draw the kept tiles of one head: dark is kept, light is dropped, white is the future."""
+    """Draw the kept tiles of one head: dark is kept, light is dropped, white is the future.
+
+    Where a bin holds many tiles, a few kept ones are drawn darker than their share, so
+    that a column of one tile in a hundred thousand tokens is still seen.
+    """
+    from matplotlib.colors import PowerNorm
+
     ax = ax or _axes()
     extent = mask.sequences[batch]
     top = extent.first_query_block * mask.block_size
@@ -60,15 +68,13 @@ def plot_mask(mask: BlockMask, batch: int = 0, head: int = 0, ax: Axes | None = 
     ax.imshow(
         mask_cells(mask, batch, head),
         cmap=_kept_colours(),
-        vmin=0,
-        vmax=1,
+        norm=PowerNorm(EMPHASIS, 0, 1),
         extent=(0, extent.key_blocks * mask.block_size, bottom, top),
         interpolation="nearest",
         aspect="auto",
     )
-    ax.set_xlabel("key")
-    ax.set_ylabel("query")
-    ax.set_title(f"head {head}: density {mask.head_density(batch, head):.2f}", fontsize=9)
+    _label_tokens(ax, "key", "query")
+    ax.set_title(f"head {head}: density {mask.head_density(batch, head):.2g}", fontsize=9)
     return ax
 
 
@@ -84,8 +90,7 @@ def plot_plan(plan: PositionPlan, n: int | None = None, ax: Axes | None = None) 
     relative[tokens[:, None] < tokens[None, :]] = np.nan
     image = ax.imshow(relative, cmap="cividis", extent=(0, n, n, 0), interpolation="nearest", aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="relative position used")
-    ax.set_xlabel("key position")
-    ax.set_ylabel("query position")
+    _label_tokens(ax, "key position", "query position")
     ax.set_title(f"{plan.strategy}, {n:,} tokens", fontsize=9)
     return ax
 
@@ -95,6 +100,26 @@ def plot_report(report: Report, ax: Axes | None = None) -> Axes:
     ax = ax or _axes()
     scatter_heads(list(report.heads), ax)
     ax.set_title(f"{report.strategy}: density {report.density:.2f}", fontsize=9)
+    return ax
+
+
+def plot_trajectory(trajectory: Trajectory, ax: Axes | None = None) -> Axes:
+    """Draw the path of a run in the plane in which it is widest, from light to dark, and the merge of it."""
+    ax = ax or _axes()
+    x, y = trajectory.points.T
+    ax.plot(x, y, color=GREY, linewidth=1, zorder=1)
+    dots = ax.scatter(x, y, c=trajectory.steps, cmap="cividis_r", s=28, zorder=2)
+    middle = trajectory.mean
+    ax.scatter(middle[0], middle[1], marker="X", s=70, color=ORANGE, edgecolors="black", linewidths=0.6, zorder=3, label="merge of all")
+    ends = (0, len(trajectory.steps) - 1) if len(trajectory.steps) > 1 else (0,)
+    for end in ends:
+        ax.annotate(f"{trajectory.steps[end]:,}", (x[end], y[end]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    ax.figure.colorbar(dots, ax=ax, label="step")
+    ax.margins(0.14)
+    ax.set_xlabel("distance of weights, widest direction")
+    ax.set_ylabel("second direction")
+    ax.set_title(f"{len(trajectory.steps)} checkpoints, {trajectory.shown:.0%} of their spread", fontsize=9)
+    ax.legend(fontsize=8)
     return ax
 
 
@@ -127,6 +152,20 @@ def _interesting_length(plan: PositionPlan) -> int:
 def _bins(count: int, cells: int) -> npt.NDArray[np.int64]:
     """The bin of each of ``count`` blocks; bins are as even as can be."""
     return np.arange(count) * min(count, cells) // count
+
+
+def _label_tokens(ax: Axes, x: str, y: str) -> None:
+    """Name the axes; ticks count tokens as 20k."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for axis, name in ((ax.xaxis, x), (ax.yaxis, y)):
+        axis.set_label_text(name)
+        axis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_major_formatter(FuncFormatter(_tokens))
+
+
+def _tokens(count: float, _: int | None = None) -> str:
+    return f"{count / 1000:g}k" if count >= 10_000 else f"{count:g}"
 
 
 def _axes() -> Any:

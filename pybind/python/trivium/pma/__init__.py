@@ -13,9 +13,10 @@ from trivium.pma._restart import init, recover
 from trivium.pma._series import Checkpoint, Series, series
 from trivium.pma._similarity import Similarity, similarity
 from trivium.pma._sweep import Candidate, Sweep, sweep
+from trivium.pma._trajectory import Trajectory
 from trivium.pma._watch import Rolling, watch
 
 __all__ = [
-    "Candidate", "Checkpoint", "Losses", "Rolling", "Series", "Similarity", "Sweep",
+    "Candidate", "Checkpoint", "Losses", "Rolling", "Series", "Similarity", "Sweep", "Trajectory",
     "init", "recover", "series", "similarity", "sweep", "watch",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trivium import _bridge
 from trivium._engine import Engine, default_engine
 from trivium.pma._series import Series, series
+from trivium.pma._trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,10 @@ class Similarity:
         g = self.gram(layer)
         squares = np.diag(g)[:, None] + np.diag(g)[None, :] - 2 * g
         return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+    def trajectory(self, layer: str | None = None) -> Trajectory:
+        """Give the path of the run in the plane in which it is widest."""
+        return Trajectory.from_gram(self.gram(layer), self.steps)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """For each layer, cosine and distance of neighbours on the trajectory."""
