@@ -190,7 +190,8 @@ def pack(folder: Path, *, platforms: Sequence[str] = (), out: Path | None = None
         if not (target / files[platform]).exists():
             project.build(target / files[platform], platform)
     project._write_manifest(target, files, project.describe(target / files[here()]))
-    (target / "sbom.cdx.json").write_text(json.dumps(_sbom(project, target / files[here()]), indent=2) + "\n")
+    (target / "sbom").mkdir()
+    (target / "sbom" / f"{project.name}.cdx.json").write_text(json.dumps(_sbom(project, target / files[here()]), indent=2) + "\n")
     for name in ("LICENSE", "README.md"):
         if (project.folder / name).is_file():
             shutil.copyfile(project.folder / name, target / name)
