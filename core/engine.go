@@ -83,9 +83,12 @@ func (e *Engine) Start(ctx context.Context, strategy string, req *AttentionReque
 // selectThenAttend lets a strategy that only selects choose the blocks and the
 // shared kernel, which is the strategy "custom", attend to them.
 func (e *Engine) selectThenAttend(ctx context.Context, s AttentionStrategy, req *AttentionRequest) (*AttentionResponse, error) {
-	selection, err := s.Select(ctx, req)
-	if err != nil {
-		return nil, err
+	selection := &Selection{Reason: "force_dense"}
+	if !req.ForceDense {
+		var err error
+		if selection, err = s.Select(ctx, req); err != nil {
+			return nil, err
+		}
 	}
 	kernel, err := e.registry.Lookup(Attention, "custom")
 	if err != nil {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Lints the contract and writes the Go code of it. The plugins run locally, at
+# Lints the contract, holds it against the released one, and writes the Go code of it. The plugins run locally, at
 # the versions of go.mod and buf.gen.yaml. BUF names a buf binary; without it,
 # buf is built from source, which takes minutes.
 set -eu
@@ -12,4 +12,6 @@ if [ "$found" != "$version" ]; then
   exit 1
 fi
 $buf lint
+# What a released plugin may rely on. After a release: buf build -o contract.binpb
+$buf breaking --against contract.binpb
 $buf generate

@@ -205,7 +205,7 @@ func (s *suite) weights(t *testing.T) {
 func (s *suite) dense(t *testing.T) {
 	for _, dtype := range s.dtypes() {
 		p := s.small()
-		p.dtype = dtype
+		p.dtype, p.queries, p.keys = dtype, 300, 300 // longer than a rule about blocks keeps by itself
 		req := s.request(t, p)
 		req.ForceDense = true
 		s.attend(t, req)
