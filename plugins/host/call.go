@@ -131,7 +131,7 @@ func (c *call) finish() {
 // settle returns when the plugin has let go of the call, if need be because it
 // was killed.
 func (c *call) settle() {
-	grace := c.service.host.options.CancelGrace
+	grace := c.service.grace()
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	_, err := pb.NewCatalogServiceClient(c.session.Conn).Settle(ctx, &pb.SettleRequest{CallId: c.id, Cancel: c.lane}, callOptions...)

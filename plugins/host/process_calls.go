@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/trivium-ml/trivium/core"
+	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
 )
 
 // settleTime bounds how long a broken call waits to learn whether the process
@@ -20,13 +21,50 @@ import (
 const settleTime = 90 * time.Millisecond
 
 func (s *Session) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if !s.log.Logger.IsLevelEnabled(logrus.DebugLevel) || ownMethod(method) {
+	if ownMethod(method) || method == pb.CatalogService_Settle_FullMethodName {
+		return s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
+	}
+	if err := s.enter(ctx, method); err != nil {
+		return err
+	}
+	defer func() { <-s.slots }()
+	if !s.log.Logger.IsLevelEnabled(logrus.DebugLevel) {
 		return s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
 	}
 	began := time.Now()
 	err := s.outcome(ctx, method, invoke(ctx, method, req, reply, conn, opts...))
 	s.trace(method, req, time.Since(began), err)
 	return err
+}
+
+const (
+	// maxCalls is how many calls a process works on at a time, and maxWaiting how
+	// many more wait for one of those to end.
+	maxCalls   = 128
+	maxWaiting = 1024
+)
+
+// enter takes a slot, which the caller gives back.
+func (s *Session) enter(ctx context.Context, method string) error {
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	if s.waiting.Add(1) > maxWaiting {
+		s.waiting.Add(-1)
+		return s.ended(core.ErrPluginRefused, "has too many calls: %s", method, nil).
+			WithHint("it works on %d calls, and %d wait: wait for some to end", maxCalls, maxWaiting)
+	}
+	defer s.waiting.Add(-1)
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	case <-s.done:
+		return s.err
+	case <-ctx.Done():
+		return s.outcome(ctx, method, status.FromContextError(context.Cause(ctx)).Err())
+	}
 }
 
 // trace logs one call for `trivium plugin trace`.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,11 +48,15 @@ type Session struct {
 	scratch   string // "": none
 	tail      *stderrTail
 
-	served   atomic.Bool // a call has succeeded
-	stopping atomic.Bool
-	done     chan struct{} // closed when the process has ended and err is known
-	err      *core.Error
-	cleaned  chan struct{} // closed when nothing of it is left
+	served    atomic.Bool            // a call has succeeded
+	condemned atomic.Pointer[string] // why we killed it; nil: we did not
+	memory    int64                  // MiB that it may use; 0: any
+	slots     chan struct{}          // held by calls
+	waiting   atomic.Int64           // calls without a slot
+	stopping  atomic.Bool
+	done      chan struct{} // closed when the process has ended and err is known
+	err       *core.Error
+	cleaned   chan struct{} // closed when nothing of it is left
 }
 
 // Done is closed when the process has ended, for whatever reason. Memory that
@@ -98,6 +103,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		Peer:    peer,
 		Lane:    caller,
 		scratch: scratch,
+		slots:   make(chan struct{}, maxCalls),
 		name:    c.Name,
 		log:     c.Log,
 		tail:    new(stderrTail),
@@ -145,7 +151,11 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 	if err != nil {
 		return nil, s.abort(ctx, c, err)
 	}
+	if c.Confine != nil {
+		s.memory = int64(c.Confine.Rights.memory() >> 20)
+	}
 	go s.watch()
+	go s.watchOver(c.Confine != nil)
 	return s, nil
 }
 
@@ -254,6 +264,13 @@ func (s *Session) watch() {
 func (s *Session) crashed(format string, args ...any) *core.Error {
 	message := fmt.Sprintf("plugin %s (pid %d) ", s.name, s.child.pid()) + fmt.Sprintf(format, args...) + s.lastPrinted()
 	e := &core.Error{Kind: core.ErrPluginCrashed, Message: message, Plugin: s.name}
+	if reason := s.condemned.Load(); reason != nil {
+		e.Message = fmt.Sprintf("plugin %s (pid %d) was %s%s", s.name, s.child.pid(), *reason, s.lastPrinted())
+		return e.WithHint("this is a mistake in the plugin; the next call starts it again")
+	}
+	if s.memory > 0 && outOfMemory.MatchString(s.tail.String()) {
+		return e.WithHint("it may use %d MiB of memory: its manifest can ask for more (rights.memory_mib)", s.memory)
+	}
 	if !s.child.endedByItself() {
 		return e.WithHint("it did not let go of a cancelled call; the next call starts it again")
 	}
@@ -262,6 +279,9 @@ func (s *Session) crashed(format string, args ...any) *core.Error {
 	}
 	return e.WithHint("the next call starts it again")
 }
+
+// outOfMemory is what runtimes print when the limit holds.
+var outOfMemory = regexp.MustCompile(`(?i)out of memory|cannot allocate memory|MemoryError|bad_alloc`)
 
 // lastPrinted is the end of the process's output, for error messages.
 func (s *Session) lastPrinted() string {

@@ -18,6 +18,9 @@ import (
 // maxScratchFile bounds a file that a confined plugin writes.
 const maxScratchFile = 1 << 30
 
+// confinedGrace is the longest grace of a confined plugin.
+const confinedGrace = 400 * time.Millisecond
+
 // describeTime bounds the question that a new process is asked.
 const describeTime = 10 * time.Second
 
@@ -76,6 +79,15 @@ func (s *service) complete(c *Config, m *Manifest) (err error) {
 		c.Confine.FileSize = maxScratchFile
 	}
 	return nil
+}
+
+// grace is how long a plugin may take to let go of a call that was cancelled. A
+// third party's gets less: the caller waits for it.
+func (s *service) grace() time.Duration {
+	if s.confined() {
+		return min(s.host.options.CancelGrace, confinedGrace)
+	}
+	return s.host.options.CancelGrace
 }
 
 func (s *service) confined() bool { return !s.trusted && !s.host.options.Unconfined }

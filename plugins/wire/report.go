@@ -24,6 +24,9 @@ func DecodeReport(m *pb.Report) (core.Report, error) {
 	if err != nil {
 		return core.Report{}, err
 	}
+	if err := finite("report", m.GetDensity(), m.GetCoverage(), m.GetTimes().GetSelectMs(), m.GetTimes().GetAttendMs(), m.GetTimes().GetMeasureMs()); err != nil {
+		return core.Report{}, err
+	}
 	heads, err := DecodeHeads(m.GetHeads())
 	return core.Report{
 		Strategy: m.GetStrategy(), Position: m.GetPosition(), Backend: m.GetBackend(), Threads: threads, Density: m.GetDensity(),
@@ -75,6 +78,9 @@ func decodeHead(m *pb.HeadReport) (core.HeadReport, error) {
 	}
 	head, err := count("head", m.GetHead(), 0)
 	if err != nil {
+		return core.HeadReport{}, err
+	}
+	if err := finite("report of a head", m.GetDensity(), m.GetCoverage(), m.GetCoverageLower(), m.GetJsDistance()); err != nil {
 		return core.HeadReport{}, err
 	}
 	rows, err := count("probe_rows", m.GetProbeRows(), 0)

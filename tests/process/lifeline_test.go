@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(pluginMode) != "" {
 		sdk.Serve(sdk.Config{Strategies: []core.Strategy{noisy{}}})
 	}
+	if os.Getenv(hostileMode) != "" && sdk.Hosted() {
+		serveHostile()
+	}
 	if sdk.Hosted() {
 		sdk.Serve(thirdParty())
 	}
