@@ -19,7 +19,7 @@ import (
 
 // thirdParty is what this test binary serves when it is a third party's plugin.
 func thirdParty() sdk.Config {
-	return sdk.Config{Strategies: []core.Strategy{escape{}, echo{}}}
+	return sdk.Config{Strategies: []core.Strategy{escape{}, echo{}, tripler{}}}
 }
 
 func describe(kind core.StrategyKind, name string, parameters ...core.Parameter) core.Info {

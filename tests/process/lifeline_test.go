@@ -37,6 +37,7 @@ const (
 
 func TestMain(m *testing.M) {
 	confine.Enter()
+	sing()
 	if os.Getenv(pluginMode) != "" {
 		sdk.Serve(sdk.Config{Strategies: []core.Strategy{noisy{}}})
 	}
@@ -173,7 +174,7 @@ func TestPluginEndsWithItsHost(t *testing.T) {
 		signal     syscall.Signal
 		cycles     int
 	}{
-		{"killed", hostWaits, syscall.SIGKILL, 20},
+		{"killed", hostWaits, syscall.SIGKILL, campaign(20, 200)},
 		{"terminated", hostWaits, syscall.SIGTERM, 3},
 		{"exited", hostExits, 0, 3},
 	} {
