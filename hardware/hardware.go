@@ -181,6 +181,12 @@ type Session interface {
 	// the window leaves out, and those not before, are 0. Bands do not hold. The
 	// problem is causal.
 	MeanScores(ctx context.Context, blockSize int) ([]BlockScores, error)
+	// AddMeans adds to the Output and LSE that Attend wrote for the same masks
+	// an estimate of what was left out (FlashPrefill v2): each key block that a
+	// mask drops, and that every query of the block sees whole, counts as its
+	// number of keys at their mean, with the mean of their values. Bands do not
+	// hold. The problem is causal and has an LSE.
+	AddMeans(ctx context.Context, masks []Blocks) error
 	Close()
 }
 

@@ -6,6 +6,7 @@ typedef struct {
     float *sum;               // [TILE, LANES]
     float *chunk;             // keys of one tile, packed
     trivium_rotation chunk_rotation[256];
+    const trivium_rest *rest; // whose keys are left out; NULL: none are
     float top[TILE];          // maximum of the scores so far
     int out_stride;
 } attention;
@@ -85,12 +86,22 @@ static void pack_tile(attention *a, trivium_keys *chunk, key_tile k) {
     t->base = k.k0;
 }
 
+static void hide_kept(tile_rows *t, const trivium_rest *c, key_tile k) {
+    for (int r = t->from; r < t->to; r++) {
+        float *score = score_row(t, r);
+        for (int64_t j = k.k0; j < c->first; j++) score[j - k.k0] = -INFINITY;
+        for (int64_t i = 0; i < c->count; i++)
+            if (c->kept[i] >= k.k0 && c->kept[i] < k.k0 + k.keys) score[c->kept[i] - k.k0] = -INFINITY;
+    }
+}
+
 static void attend_tile(attention *a, key_tile k, key_tile next) {
     tile_rows *t = &a->tile;
     trivium_keys chunk;
     if (!t->head->keys->packed) pack_tile(a, &chunk, k);
     for (int from = 0; from < t->rows; from += PASS_ROWS) {
         score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
+        if (a->rest) hide_kept(t, a->rest, k);
         for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
         multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
                         a->out_stride);
@@ -122,8 +133,9 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
     if (c->lse) c->lse[row] = lse;
 }
 
-static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) {
+static void attend_but(const trivium_attend *c, int32_t count, const trivium_rest *rest, void *scratch) {
     attention a;
+    a.rest = rest;
     BEGIN_PRODUCTS();
     const trivium_problem *p = c->head->problem;
     a.out = start_tile(&a.tile, c->head, scratch);
@@ -142,4 +154,14 @@ static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) 
     }
     END_PRODUCTS();
     for (int r = 0; r < a.tile.rows; r++) finish_row(&c[r % count], &a, r);
+}
+
+static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) { attend_but(c, count, NULL, scratch); }
+
+static void NAME(rest)(const trivium_rest *c, void *scratch) {
+    int dim = c->head->problem->value_dim;
+    trivium_attend a = {.head = c->head, .partial = c->room, .row = c->row, .rows = c->rows, .first = c->first / PANEL * PANEL, .last = c->last};
+    attend_but(&a, 1, c, scratch);
+    for (int64_t r = 0; r < c->rows && !cancelled(c->head->problem); r++)
+        add_rest(c, c->row + r, c->room + r * (dim + 1));
 }

@@ -29,6 +29,9 @@ static void square_mass_any(const trivium_square_mass *s, void *scratch) {
 static void column_score_any(const trivium_column_score *s, void *scratch) {
     is_bf16(s->head->problem) ? NAME(column_score)(s, scratch) : trivium_kernels_avx512.column_score(s, scratch);
 }
+static void rest_any(const trivium_rest *r, void *scratch) {
+    is_bf16(r->head->problem) ? NAME(rest)(r, scratch) : trivium_kernels_avx512.rest(r, scratch);
+}
 
 #define BF16_TABLE(isa, order)                     \
     const trivium_kernels trivium_kernels_##isa = { \
@@ -43,5 +46,6 @@ static void column_score_any(const trivium_column_score *s, void *scratch) {
         .row_mass = row_mass_any,                  \
         .square_mass = square_mass_any,            \
         .column_score = column_score_any,          \
+        .rest = rest_any,                          \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -200,7 +200,7 @@ func (s *session) MeanScores(ctx context.Context, blockSize int) ([]hardware.Blo
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.means(means)
+	d, err := s.means(means, nil)
 	defer d.Close()
 	if err != nil {
 		return nil, err
@@ -249,8 +249,9 @@ func (s *session) MeanScores(ctx context.Context, blockSize int) ([]hardware.Blo
 	return results, nil
 }
 
-// means describes the queries as they are, and block means as keys.
-func (s *session) means(means []hardware.Pooled) (*session, error) {
+// means describes the queries as they are, and block means as keys, with values
+// beside them if there are any.
+func (s *session) means(means, values []hardware.Pooled) (*session, error) {
 	d, err := s.derive()
 	if err != nil {
 		return d, err
@@ -258,6 +259,9 @@ func (s *session) means(means []hardware.Pooled) (*session, error) {
 	d.problem.scale, d.problem.dtype = C.float(s.request.Scale), C.TRIVIUM_FLOAT32
 	d.problem.softcap = s.problem.softcap
 	d.problem.causal, d.problem.window = 0, 0
+	if values != nil {
+		d.problem.value_dim = s.problem.value_dim
+	}
 	for i := range s.request.Sequences {
 		q := &s.request.Sequences[i]
 		heads, keys, err := d.rows(len(q.Query), len(q.Key))
@@ -265,17 +269,28 @@ func (s *session) means(means []hardware.Pooled) (*session, error) {
 			return d, err
 		}
 		for k := range keys {
-			m := hardware.Matrix{Dtype: hardware.Float32, Rows: means[k].Blocks, Cols: means[k].Dim, Stride: means[k].Dim}
-			if m.Rows > 0 {
-				m.Data = unsafe.Pointer(&means[k].Data[0])
+			withKey(&keys[k], d.pooled(means[k]))
+			if values != nil {
+				keys[k].value = d.pooled(values[k])
 			}
-			withKey(&keys[k], d.matrix(m))
 		}
 		means = means[len(keys):]
+		if values != nil {
+			values = values[len(keys):]
+		}
 		for h := range heads {
 			heads[h].query, heads[h].offset = s.heads[i][h].query, s.heads[i][h].offset
 			heads[h].keys = &keys[h*len(keys)/len(heads)]
 		}
 	}
 	return d, nil
+}
+
+// pooled is means for C, pinned.
+func (s *session) pooled(p hardware.Pooled) C.trivium_matrix {
+	m := hardware.Matrix{Dtype: hardware.Float32, Rows: p.Blocks, Cols: p.Dim, Stride: p.Dim}
+	if m.Rows > 0 {
+		m.Data = unsafe.Pointer(&p.Data[0])
+	}
+	return s.matrix(m)
 }

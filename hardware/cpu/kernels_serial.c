@@ -240,6 +240,30 @@ static void column_score_serial(const trivium_column_score *c, void *scratch) {
     }
 }
 
+static void rest_serial(const trivium_rest *c, void *scratch) {
+    const trivium_head *h = c->head;
+    const trivium_problem *p = h->problem;
+    scored_row s = scored_row_in(scratch, p, h->keys->key.rows);
+    for (int64_t r = c->row; r < c->row + c->rows && !cancelled(p); r++) {
+        start_row(h, &s, r);
+        for (int64_t n = c->first, i = 0; n < c->last; n++) {
+            while (i < c->count && c->kept[i] < n) i++;
+            if (i < c->count && c->kept[i] == n) continue;
+            s.key[s.count] = n;
+            s.score[s.count++] = score(h, &s, h->offset + r, n);
+        }
+        double lse = log_sum_exp(&s), out[256] = {0};
+        for (int64_t i = 0; i < s.count; i++) {
+            float room[256];
+            const float *v = value_row(p, h->keys, s.key[i], room);
+            for (int j = 0; j < p->value_dim; j++) out[j] += exp(s.score[i] - lse) * v[j];
+        }
+        to_floats(c->room, out, p->value_dim);
+        c->room[p->value_dim] = (float)lse;
+        add_rest(c, r, c->room);
+    }
+}
+
 static void pool_serial(const trivium_pool *p) {
     float *mean = p->mean;
     for (int64_t row = 0; row < p->rows.rows; mean += p->rows.cols) {
@@ -364,5 +388,6 @@ static const trivium_kernels kernels_serial = {
     .difference_bytes = 64,
     .square_mass = square_mass_serial,
     .column_score = column_score_serial,
+    .rest = rest_serial,
 };
 TRIVIUM_REGISTER(kernels_serial);

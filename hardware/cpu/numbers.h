@@ -78,4 +78,17 @@ static inline void store_number(void *data, int dtype, int64_t i, double x) {
     }
 }
 
+// Merges a row with its rest: outputs [value_dim], then the lse without weight.
+static inline void add_rest(const trivium_rest *c, int64_t row, const float *rest) {
+    int dim = c->head->problem->value_dim;
+    double more = (double)rest[dim] + c->weight, lse = c->lse[row];
+    if (lse == -INFINITY || more == -INFINITY) return;
+    double top = fmax(lse, more), all = top + log(exp(lse - top) + exp(more - top)), kept = exp(lse - all), added = exp(more - all);
+    for (int j = 0; j < dim; j++) {
+        int64_t at = row * c->output.stride + j;
+        store_number(c->output.data, c->output.dtype, at, kept * load_number(c->output.data, c->output.dtype, at) + added * rest[j]);
+    }
+    c->lse[row] = (float)all;
+}
+
 #endif

@@ -165,6 +165,29 @@ func sortedRows(rows []int32) (sorted, places []int32) {
 }
 
 func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardware.Pooled, error) {
+	if query {
+		return s.pool(ctx, blockSize, func(i int) (list []C.trivium_matrix) {
+			for h := range s.heads[i] {
+				list = append(list, s.heads[i][h].query)
+			}
+			return list
+		}, func(q *hardware.Sequence) int { return q.Offset })
+	}
+	return s.poolKeys(ctx, blockSize, func(k *C.trivium_keys) C.trivium_matrix { return k.key })
+}
+
+// poolKeys pools keys or values.
+func (s *session) poolKeys(ctx context.Context, blockSize int, of func(*C.trivium_keys) C.trivium_matrix) ([]hardware.Pooled, error) {
+	return s.pool(ctx, blockSize, func(i int) (list []C.trivium_matrix) {
+		for h := range s.keys[i] {
+			list = append(list, of(&s.keys[i][h]))
+		}
+		return list
+	}, func(*hardware.Sequence) int { return 0 })
+}
+
+// pool pools some matrices of each sequence, whose first row is at an offset.
+func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int) []C.trivium_matrix, offset func(*hardware.Sequence) int) ([]hardware.Pooled, error) {
 	if blockSize < 1 {
 		return nil, fmt.Errorf("cpu: block size %d: want at least 1", blockSize)
 	}
@@ -172,16 +195,11 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardwa
 	var matrices []C.trivium_matrix
 	var offsets []int
 	for i := range s.request.Sequences {
-		q := &s.request.Sequences[i]
-		list, offset := q.Key, 0
-		if query {
-			list, offset = q.Query, q.Offset
-		}
-		for h, m := range list {
-			matrix := s.keysOrQuery(i, h, query)
-			blocks := blockCount(offset, m.Rows, blockSize)
-			results = append(results, hardware.Pooled{Blocks: blocks, Dim: m.Cols, Data: make([]float32, blocks*m.Cols)})
-			matrices, offsets = append(matrices, matrix), append(offsets, offset)
+		first := offset(&s.request.Sequences[i])
+		for _, m := range of(i) {
+			blocks := blockCount(first, int(m.rows), blockSize)
+			results = append(results, hardware.Pooled{Blocks: blocks, Dim: int(m.cols), Data: make([]float32, blocks*int(m.cols))})
+			matrices, offsets = append(matrices, m), append(offsets, first)
 		}
 	}
 	err := forEach(ctx, threadCount(s.request.Threads, len(results)), len(results), func(_, i int) {
@@ -201,11 +219,4 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardwa
 		return nil, err
 	}
 	return results, nil
-}
-
-func (s *session) keysOrQuery(sequence, head int, query bool) C.trivium_matrix {
-	if query {
-		return s.heads[sequence][head].query
-	}
-	return s.keys[sequence][head].key
 }

@@ -238,5 +238,6 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .difference_bytes = sizeof(difference_scratch), \
         .square_mass = square_mass_##isa,          \
         .column_score = column_score_##isa,        \
+        .rest = rest_##isa,                        \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

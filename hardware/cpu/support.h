@@ -36,6 +36,7 @@ static inline void trivium_run_representative(const trivium_kernels *k, const tr
 static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
 static inline void trivium_run_square_mass(const trivium_kernels *k, const trivium_square_mass *s, void *scratch) { k->square_mass(s, scratch); }
 static inline void trivium_run_column_score(const trivium_kernels *k, const trivium_column_score *s, void *scratch) { k->column_score(s, scratch); }
+static inline void trivium_run_rest(const trivium_kernels *k, const trivium_rest *r, void *scratch) { k->rest(r, scratch); }
 static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }
 static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *s, void *scratch) { k->weighted_sum(s, scratch); }
 static inline void trivium_run_products(const trivium_kernels *k, const trivium_products *p, void *scratch) { k->products(p, scratch); }

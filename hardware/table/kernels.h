@@ -127,6 +127,19 @@ typedef struct {
     float *score;
 } trivium_column_score;
 
+// Adds to output and lse of rows [row, row+rows), as attend wrote them, the
+// attention to the keys [first, last) that are not in kept, each with `weight`
+// added to its logit: with block means as keys, what the blocks that were left
+// out may hold. Rows that saw no key stay as they are.
+typedef struct {
+    const trivium_head *head;
+    trivium_matrix output;
+    float *lse, *room;          // room: [rows, value_dim + 1]
+    const int32_t *kept;        // [count] rising
+    int64_t count, row, rows, first, last;
+    float weight;
+} trivium_rest;
+
 // Means over rows by blocks of position; row r of m is at position offset + r.
 typedef struct {
     trivium_matrix rows;
@@ -233,6 +246,7 @@ typedef struct trivium_kernels {
     size_t difference_bytes;
     void (*square_mass)(const trivium_square_mass *, void *scratch);
     void (*column_score)(const trivium_column_score *, void *scratch);
+    void (*rest)(const trivium_rest *, void *scratch);
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

@@ -151,8 +151,25 @@ static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
     int first = n / 3, last = squares;
     trivium_column_score c = {&heads[0], 0, heads[0].query.rows, first < last ? first : last, last, score};
     k->column_score(&c, scratch);
-    *count = row_blocks * blocks + (int)(c.last - c.first);
+    p.value_dim = p.key_dim; // the keys are their own values
+    keys[0].value = keys[0].key;
+    free(keys[0].packed), free(scratch);
+    keys[0].packed = aligned(k->pack_bytes(&p, keys[0].key.rows));
+    k->pack(&p, &keys[0], 0, keys[0].key.rows);
+    scratch = aligned(k->scratch_bytes(&p, squares));
+    trivium_matrix out = {exactly(4 * rows * p.value_dim), rows, p.value_dim, p.value_dim, TRIVIUM_FLOAT32};
+    for (int i = 0; i < rows * p.value_dim; i++) ((float *)out.data)[i] = 1;
+    int32_t kept[2] = {first, first + 2};
+    float *lse = exactly(4 * rows), *room = exactly(sizeof(float) * rows * (p.value_dim + 1));
+    for (int i = 0; i < rows; i++) lse[i] = 0;
+    int few = (int)heads[0].query.rows;
+    trivium_rest rest = {&heads[0], out, lse, room, kept, 2, 0, few, c.first, c.last, 1};
+    k->rest(&rest, scratch);
+    *count = row_blocks * blocks + (int)(c.last - c.first) + few * (p.value_dim + 1);
     double *all_scores = malloc(sizeof(double) * (*count + 1)), *to = all_scores;
+    for (int i = 0; i < few * p.value_dim; i++) *to++ = ((float *)out.data)[i];
+    for (int i = 0; i < few; i++) *to++ = lse[i];
+    free(out.data), free(lse), free(room);
     for (int i = 0; i < row_blocks * blocks; i++) *to++ = mass[i];
     for (int i = 0; i < c.last - c.first; i++) *to++ = score[i];
     free(keys[0].packed), free(keys[1].packed), free(scratch), free(mass), free(score);
