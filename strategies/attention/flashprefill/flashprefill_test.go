@@ -9,6 +9,7 @@ import (
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/strategies/attention/flashprefill"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
+	"github.com/trivium-ml/trivium/strategies/internal/backends"
 	"github.com/trivium-ml/trivium/strategies/internal/oracle"
 	"github.com/trivium-ml/trivium/strategies/internal/request"
 )
@@ -83,5 +84,44 @@ func TestFewestBlocksAndDenseLayers(t *testing.T) {
 	req.Layer = 3
 	if selection, err = s.Select(context.Background(), req); err != nil || selection.Mask != nil {
 		t.Errorf("layer 3 of 4 dense ones: mask %v, error %v", selection.Mask, err)
+	}
+}
+
+// The correction brings the output nearer to dense, and is what the oracle
+// computes; coverage is told of the kept blocks alone.
+func TestMeanCorrection(t *testing.T) {
+	outputs := map[string]*core.AttentionRequest{}
+	responses := map[string]*core.AttentionResponse{}
+	attend := func(name string, k *kernel.Kernel, correct, dense bool) {
+		req := request.Random(3, request.Shape{Batch: 1, Heads: 4, KVHeads: 2, Queries: tokens, Keys: tokens, Dim: 16})
+		// Mild attention, which a mean stands for well.
+		request.Fill(req.Key, func(at [4]int) float64 { return 0.3 * request.Row(req.Key, at[0], at[1], at[2])[at[3]] })
+		req.Params = core.Params{"alpha": 0.9, "window_blocks": int64(1), "sink_blocks": int64(1), "last_blocks": int64(0), "block_size": int64(block), "mean_correction": correct}
+		req.ForceDense, req.ProbeRows = dense, 200
+		response, err := flashprefill.New(k).(core.Attender).Attend(context.Background(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		outputs[name], responses[name] = req, response
+	}
+	best := kernel.New(backends.Best(t))
+	attend("dense", best, false, true)
+	attend("plain", best, false, false)
+	attend("corrected", best, true, false)
+	attend("oracle", kernel.New(oracle.New()), true, false)
+	if d := request.Difference(outputs["corrected"].Output, outputs["oracle"].Output); !(d <= 2e-5) {
+		t.Errorf("output differs from the oracle by %g", d)
+	}
+	if d := request.LSEDifference(outputs["corrected"].LSE, outputs["oracle"].LSE); !(d <= 2e-5) {
+		t.Errorf("lse differs from the oracle by %g", d)
+	}
+	plain, corrected := request.LSEDifference(outputs["plain"].LSE, outputs["dense"].LSE), request.LSEDifference(outputs["corrected"].LSE, outputs["dense"].LSE)
+	if !(corrected < plain/2) {
+		t.Errorf("lse is %g from dense corrected, %g plain: want less than half", corrected, plain)
+	}
+	for h, report := range responses["plain"].Report.Heads {
+		if got := *responses["corrected"].Report.Heads[h].Coverage; math.Abs(got-*report.Coverage) > 1e-5 {
+			t.Errorf("head %d: coverage %g corrected, %g plain", h, got, *report.Coverage)
+		}
 	}
 }

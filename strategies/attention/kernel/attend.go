@@ -22,11 +22,14 @@ func (c *Call) attend(ctx context.Context, selection *core.Selection) (*core.Att
 	if err := c.Session.Attend(ctx, blocks); err != nil {
 		return nil, err
 	}
+	if err := c.correct(ctx, blocks); err != nil {
+		return nil, err
+	}
 	attended := time.Since(start) + c.prepared
 	response := &core.AttentionResponse{Report: c.report(selection)}
 	response.Report.Times.Attend = milliseconds(attended)
 	start = time.Now()
-	if err := c.measure(ctx, &response.Report, selection.Mask == nil); err != nil {
+	if err := c.measure(ctx, &response.Report, selection.Mask); err != nil {
 		return nil, err
 	}
 	response.Report.Times.Measure = milliseconds(time.Since(start))

@@ -15,8 +15,8 @@ const boundZ = 3
 // measure fills in coverage: the dense softmax mass of the kept keys. Kept and
 // dense mass differ only in their sums, so the ratio of the LSE that the kernel
 // wrote to the dense LSE of the same row is exact, at no second pass.
-func (c *Call) measure(ctx context.Context, report *core.Report, dense bool) error {
-	if dense {
+func (c *Call) measure(ctx context.Context, report *core.Report, mask *core.BlockMask) error {
+	if mask == nil {
 		for i := range report.Heads {
 			report.Heads[i].Coverage = core.Bound(1)
 		}
@@ -24,7 +24,7 @@ func (c *Call) measure(ctx context.Context, report *core.Report, dense bool) err
 		return nil
 	}
 	if c.Request.ProbeRows > 0 {
-		if err := c.probe(ctx, report); err != nil {
+		if err := c.probe(ctx, report, mask); err != nil {
 			return err
 		}
 	} else {
@@ -75,7 +75,7 @@ func (c *Call) reuse(report *core.Report) {
 }
 
 // probe measures seeded random rows, one in each of ProbeRows equal strata.
-func (c *Call) probe(ctx context.Context, report *core.Report) error {
+func (c *Call) probe(ctx context.Context, report *core.Report, mask *core.BlockMask) error {
 	sets := make([]hardware.RowSet, 0, len(report.Heads))
 	for slot := range report.Heads {
 		set := hardware.RowSet{Sequence: slot / c.Heads, Head: slot % c.Heads}
@@ -86,13 +86,23 @@ func (c *Call) probe(ctx context.Context, report *core.Report) error {
 		set.Rows = StratifiedRows(c.Request.Seed, slot, n, c.Request.ProbeRows)
 		sets = append(sets, set)
 	}
-	masses, err := c.Session.RowMass(ctx, sets, defaultBlock)
+	size := defaultBlock
+	if c.corrects() {
+		size = mask.BlockSize
+	}
+	masses, err := c.Session.RowMass(ctx, sets, size)
 	if err != nil {
 		return err
 	}
 	for i, set := range sets {
 		slot := c.Slot(set.Sequence, set.Head)
-		mean, bound := meanAndBound(c.keptMass(slot, set.Rows, masses[i].LSE))
+		var kept []float64
+		if c.corrects() {
+			kept = c.keptByMask(mask, set, masses[i])
+		} else {
+			kept = c.keptMass(slot, set.Rows, masses[i].LSE)
+		}
+		mean, bound := meanAndBound(kept)
 		h := &report.Heads[slot]
 		h.Coverage, h.CoverageLower, h.ProbeRows = Number(mean), Number(bound), len(set.Rows)
 	}

@@ -3,8 +3,10 @@ package oracle
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/internal/dtype"
 )
 
 func (s *session) blockScores(q *sequence, size int) hardware.BlockScores {
@@ -99,4 +101,57 @@ func (s *session) meanScores(b *hardware.BlockScores, query [][]float64, means h
 		}
 		b.Row(block - offset/size)[j] = float32(sum)
 	}
+}
+
+func (s *session) AddMeans(ctx context.Context, masks []hardware.Blocks) error {
+	return s.each(ctx, func(sequence, head int) {
+		q := &s.sequences[sequence]
+		kv := head * len(q.Key) / len(q.Query)
+		query, mask := rows(q.Query)[head], &masks[s.slot(sequence, head)]
+		keys, values := pool(rows(q.Key)[kv], 0, mask.Size, q.Key[kv].Cols), pool(q.value[kv], 0, mask.Size, q.Value[kv].Cols)
+		for i, row := range query {
+			s.addMeans(q, head, i, row, mask, keys, values)
+		}
+	})
+}
+
+// addMeans adds to row i of a head the blocks that it sees whole and that the
+// mask drops.
+func (s *session) addMeans(q *sequence, head, i int, query []float64, mask *hardware.Blocks, keys, values hardware.Pooled) {
+	lse := float64(q.LSE[head][i])
+	if math.IsInf(lse, -1) {
+		return
+	}
+	position, first := (q.Offset+i)/mask.Size, q.Offset/mask.Size
+	last := min((position+1)*mask.Size, q.Offset+q.Query[head].Rows) - 1 // query of the block
+	kept := mask.Columns[mask.RowPtr[position-first]:mask.RowPtr[position-first+1]]
+	out := make([]float64, values.Dim)
+	dtype.Row(out, q.Output[head], i)
+	weights, parts := []float64{lse}, [][]float64{out}
+	for j := range min(position, keys.Blocks) {
+		if slices.Contains(kept, int32(j)) || s.problem.Window > 0 && int64(last-j*mask.Size) >= s.problem.Window {
+			continue
+		}
+		x := 0.0
+		for c, y := range query {
+			x += y * float64(keys.Data[j*keys.Dim+c])
+		}
+		x *= s.problem.Scale
+		if s.problem.Softcap > 0 {
+			x = s.problem.Softcap * math.Tanh(x/s.problem.Softcap)
+		}
+		part := make([]float64, values.Dim)
+		for c := range part {
+			part[c] = float64(values.Data[j*values.Dim+c])
+		}
+		weights, parts = append(weights, x+math.Log(float64(mask.Size))), append(parts, part)
+	}
+	q.LSE[head][i] = float32(softmax(weights, math.Inf(-1)))
+	sum := make([]float64, values.Dim)
+	for n, part := range parts {
+		for c, y := range part {
+			sum[c] += weights[n] * y
+		}
+	}
+	dtype.PutRow(q.Output[head], i, sum)
 }
