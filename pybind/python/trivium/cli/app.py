@@ -12,7 +12,7 @@ from rich.table import Table
 
 import trivium
 from trivium._errors import TriviumError
-from trivium.cli import merging, plugins, searching
+from trivium.cli import evaluating, merging, plugins, searching
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
 app = typer.Typer(
@@ -23,6 +23,9 @@ app = typer.Typer(
 app.add_typer(merging.app, name="merge")
 app.add_typer(plugins.app, name="plugin")
 app.command()(searching.search)
+app.command("eval")(evaluating.eval_command)
+
+
 class Kind(str, Enum):
     """The three kinds of strategy."""
 

@@ -84,6 +84,11 @@ def read(path: str | PathLike[str]) -> tuple[Plan, Subject]:
     The keys are ``arms``, ``tasks``, ``lengths``, ``samples``, ``seed`` and ``probe_rows`` of the
     plan and ``model``, ``text``, ``device``, ``dtype`` and ``threads`` of the subject.
     """
+    return from_mapping(load_yaml(path), str(path))
+
+
+def load_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """The keys of a plan file, unchecked."""
     import yaml
 
     try:
@@ -93,7 +98,7 @@ def read(path: str | PathLike[str]) -> tuple[Plan, Subject]:
         raise InvalidArgument(f"{path}: {error}: want a plan in YAML") from error
     if not isinstance(data, Mapping):
         raise InvalidArgument(f"{path}: want the keys {', '.join((*KEYS, *Subject.keys()))}")
-    return from_mapping(data, str(path))
+    return data
 
 
 def from_mapping(data: Mapping[str, Any], where: str = "plan") -> tuple[Plan, Subject]:

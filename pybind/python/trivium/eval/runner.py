@@ -24,6 +24,7 @@ from trivium.hf.tracing import trace
 __all__ = ["RECORDS", "RESULTS", "Bench", "Plan", "Row", "finish", "open_folder", "run", "summarise"]
 
 PLAN = "plan.json"
+CHECK = 64  # tokens on which each arm is tried first
 WARM_UP = 2048  # tokens, untimed, before the first sample of an arm
 Found = dict[str, Any]
 
@@ -36,6 +37,13 @@ class Bench:
         self._prompts = Prompts(loaded.tokenizer, loaded.text, plan.seed, cache)
         self._baseline: tuple[Any, torch.Tensor] | None = None
         self._warm: set[str] = set()
+
+    def check(self) -> None:
+        """Run each arm on a few tokens: a wrong name or parameter is found now, not in an hour."""
+        ids = torch.tensor([self._loaded.text[:CHECK]], device=self._loaded.model.device)
+        for arm in self._plan.arms:
+            with attending(self._loaded.model, arm), torch.inference_mode():
+                self._loaded.model(input_ids=ids, logits_to_keep=1, use_cache=False)
 
     def run(self, cell: Cell) -> Found:
         """Score one arm on one sample."""
