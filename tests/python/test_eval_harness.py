@@ -86,7 +86,7 @@ def test_parameters_reach_the_strategies(folder: Path) -> None:
         model._model_call(tokens(1, 256))
     model.close()
     assert traced.density is not None and traced.density < 0.5
-    assert traced.calls[0].report.position == "linear"
+    assert traced.calls[0].report.position == "position.linear"
     assert model.model.config._attn_implementation == "eager"
 
 

@@ -10,7 +10,7 @@ from trivium.eval.metrics import METRICS
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.summary import Records, Row
 
-LABELS, PANEL, LINE, TOP, FOOT = 300, 250, 22, 34, 42
+LABELS, PANEL, LINE, TOP, FOOT = 300, 250, 22, 34, 58
 MOST_DEPTHS = 5
 SHAPES = {"circle": "●", "triangle": "▲", "square": "■", "diamond": "◆", "cross": "✚"}
 
@@ -47,9 +47,11 @@ def differences(plan: Plan, rows: Sequence[Row], metric: str) -> str:
         parts.append(svg.line(scale(0), TOP, scale(0), bottom, colour=svg.INK, width=1.2))
         for n, name in enumerate(others):
             parts += _whisker(scale, TOP + LINE * (n + 0.5), found[name, length], series[name], f"{name}, {length:,} tokens")
-    side = "left of the line is better" if METRICS[metric].lower_is_better else "right of the line is better"
-    title = f"{METRICS[metric].short} less that of {plan.baseline.name}: {side}"
-    parts.append(svg.text(LABELS + PANEL * len(plan.lengths) / 2, bottom + 32, title, anchor="middle", colour=svg.FAINT))
+    side = "left" if METRICS[metric].lower_is_better else "right"
+    title = f"{METRICS[metric].short} less that of {plan.baseline.name}"
+    middle = LABELS + PANEL * len(plan.lengths) / 2
+    parts.append(svg.text(middle, bottom + 30, title, anchor="middle", colour=svg.FAINT))
+    parts.append(svg.text(middle, bottom + 46, f"better to the {side}; hollow: zero is not left out", anchor="middle", size=11, colour=svg.FAINT))
     return svg.picture(width, bottom + FOOT, parts, title)
 
 
@@ -57,12 +59,12 @@ def depths(plan: Plan, records: Records, task: str, metric: str) -> str:
     """Share of right answers by depth of the needle and length: a small grid for each arm."""
     bins = min(MOST_DEPTHS, plan.samples)
     cell_w, cell_h, gap, left = 58, 24, 26, 46
-    wide, high = left + cell_w * len(plan.lengths) + gap, 30 + cell_h * bins + 24 + gap
+    wide, high = max(left + cell_w * len(plan.lengths) + gap, 260), 30 + cell_h * bins + 24 + gap
     columns = max(1, min(len(plan.arms), 1050 // wide))
     parts: list[str] = []
     for n, arm in enumerate(plan.arms):
         x, y = (n % columns) * wide, (n // columns) * high
-        parts.append(svg.text(x + left, y + 12, _short(arm.name, (wide - left) // 6), weight="600", size=11))
+        parts.append(svg.text(x, y + 14, _short(f"{n + 1} {arm.name}", wide // 6), weight="600", size=11))
         for b in range(bins):
             parts.append(svg.text(x + left - 6, y + 30 + cell_h * (b + 0.5), f"{(b + 0.5) / bins:.0%}", anchor="end", size=10, colour=svg.FAINT))
             for c, length in enumerate(plan.lengths):
@@ -140,11 +142,14 @@ def cost(plan: Plan, rows: Sequence[Row], metric: str) -> str:
         for tick in up.ticks(4):
             parts.append(svg.line(x + left, up(tick), x + wide - 14, up(tick)))
             parts.append(svg.text(x + left - 6, up(tick), f"{tick:g}", anchor="end", size=10, colour=svg.FAINT))
+        places: dict[tuple[int, int], list[tuple[float, float, str]]] = {}
         for row in (r for r in rows if r.length == length):
             at_x, at_y = across(row.density), up(row.metrics[metric].mean)
             hint = f"{row.arm}: density {row.density:.3f}, {METRICS[metric].short} {row.metrics[metric].mean:.3f}, first token {row.ttft_s:.2f} s"
             parts.append(svg.mark(at_x, at_y, series[row.arm], hint))
-            parts.append(svg.text(at_x + 8, at_y - 7, str(numbers[row.arm]), size=10))
+            places.setdefault((round(at_x / 14), round(at_y / 12)), []).append((at_x, at_y, str(numbers[row.arm])))
+        for close in places.values():  # arms at one place share a label
+            parts.append(svg.text(close[0][0] + 8, close[0][1] - 8, ",".join(number for _, _, number in close), size=10))
         parts.append(svg.text(x + (left + wide) / 2, high - 16, "density", anchor="middle", colour=svg.FAINT))
     return svg.picture(wide * len(plan.lengths), high, parts, f"{METRICS[metric].short} against density")
 

@@ -25,7 +25,7 @@ table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-
 th, td { padding: .25em .7em; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap; }
 th { background: #f3f5f7; } td.name, th.name { text-align: left; }
 td.worse { background: #fbe6da; } td.better { background: #dcebf7; }
-tr.base td { font-weight: 600; }
+tr.base td { font-weight: 600; } small { color: #57606a; }
 .wide { overflow-x: auto; } p.note, .legend { color: #57606a; } summary { cursor: pointer; color: #57606a; }
 svg { max-width: 100%; height: auto; font-family: system-ui, sans-serif; }
 """
@@ -80,7 +80,7 @@ def _glance(plan: Plan, rows: Sequence[Row]) -> str:
         for task, row in zip(plan.tasks, own):
             metric = leading[task]
             base = arm.name == plan.baseline.name
-            cells.append(_td(f"{row.metrics[metric].mean:.3f}") if base else _change(metric, row.differences[metric]))
+            cells.append(_td(f"{row.metrics[metric].mean:.3f}") if base else _change(metric, row.differences[metric], break_="<br>"))
         lines.append(_tr(cells, "base" if arm.name == plan.baseline.name else ""))
     note = (
         f'<p class="note">At {length:,} tokens; density, coverage and time are means over the tasks. The first line has the figures of the baseline, '
@@ -97,7 +97,7 @@ def _task(plan: Plan, records: Records, task: str, rows: Sequence[Row]) -> str:
         parts.append(f'<p class="note">{escape(METRICS[metric].short)}: {escape(METRICS[metric].long)}.</p>')
         if len(plan.arms) > 1:
             parts.append(f'<p class="legend">{charts.legend(plan)}</p><div class="wide">{charts.differences(plan, rows, metric)}</div>')
-    if any("depth" in records[Cell(task, plan.lengths[0], 0, plan.baseline.name)]["about"] for _ in (0,)):
+    if "depth" in records[Cell(task, plan.lengths[0], 0, plan.baseline.name)]["about"]:
         scored = next((m for m in ("exact", "score") if m in metrics), None)
         if scored:
             parts.append("<h3>By depth of the needle and length</h3>")
@@ -119,7 +119,7 @@ def _figures(plan: Plan, rows: Sequence[Row], metrics: Sequence[str]) -> str:
         cells = [_td(f"{row.length:,}"), _td(escape(row.arm), "name")]
         for metric in metrics:
             mean = row.metrics[metric]
-            cells.append(_td(f"{mean.mean:.4f} [{mean.low:.4f}, {mean.high:.4f}]"))
+            cells.append(_td(f"{mean.mean:.3f} <small>[{mean.low:.3f}, {mean.high:.3f}]</small>"))
             cells.append(_td("") if base else _change(metric, row.differences[metric]))
         coverage = "–" if row.coverage is None else f"{row.coverage:.3f}"
         cells += [_td(f"{row.density:.3f}"), _td(coverage), _td(f"{row.ttft_s:.2f} s"), _td(f"{row.attention_s:.2f} s")]
@@ -143,10 +143,10 @@ def _run(plan: Plan, subject: Subject, records: Records) -> str:
     return f'{_table(["what", "value"], lines)}<p class="note">{times}</p><details><summary>Notes of the strategies</summary>{said}</details>'
 
 
-def _change(metric: str, found: Interval) -> str:
+def _change(metric: str, found: Interval, break_: str = " ") -> str:
     kind = verdict(metric, found)
     sign = {"worse": "▼ ", "better": "▲ "}.get(kind, "")
-    return _td(f"{sign}{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]", kind)
+    return _td(f"{sign}{found.mean:+.3f}{break_}<small>[{found.low:+.3f}, {found.high:+.3f}]</small>", kind)
 
 
 def _table(head: Sequence[str], lines: Iterable[str]) -> str:

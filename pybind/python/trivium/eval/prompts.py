@@ -12,7 +12,7 @@ from trivium.eval.files import replace
 from trivium.eval.tasks import make_sample
 from trivium.eval.tasks.sample import Sample
 
-EDITION = 1  # of the generators: another one makes other prompts of the same seed
+EDITION = 2  # of the generators: another one makes other prompts of the same seed
 
 
 class Prompts:

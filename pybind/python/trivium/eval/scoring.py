@@ -93,16 +93,13 @@ def _scored_end(model: Any, sample: Sample) -> Measured:
     result, seconds = _timed(model, sample.ids, logits_to_keep=sample.scored + 1, use_cache=False)
     want = torch.tensor(sample.ids[-sample.scored :], device=model.device)
     nll, right = _likelihood(result.logits[0, :-1], want)
-    scores = {"nll": float(nll.mean())}
-    if sample.kind == "answer":
-        scores["exact"] = float(right.all())
-    return Measured(scores, seconds)
+    exact = {"exact": float(right.all())} if sample.kind == "answer" else {}
+    return Measured({**exact, "nll": float(nll.mean())}, seconds)
 
 
 def _scored_rows(model: Any, sample: Sample) -> Measured:
     logits, seconds = row_logits(model, sample)
-    want = torch.tensor([sample.ids[row + 1] for row in sample.rows], device=model.device)
-    nll, _ = _likelihood(logits, want)
+    nll, _ = _likelihood(logits, _next_tokens(model, sample))
     curve = [float(part.mean()) for part in nll.reshape(sample.bins, -1)]
     return Measured({"nll": float(nll.mean())}, seconds, {"nll": curve})
 
@@ -115,7 +112,9 @@ def _compared(model: Any, sample: Sample, baseline: torch.Tensor | None) -> Meas
         here, there = here.float().log_softmax(dim=-1), there.float().log_softmax(dim=-1)
         same.append(here.argmax(dim=-1) == there.argmax(dim=-1))
         divergence.append((there.exp() * (there - here)).sum(dim=-1))
-    return Measured({"agreement": float(torch.cat(same).float().mean()), "kl": float(torch.cat(divergence).mean())}, seconds)
+    nll, _ = _likelihood(logits, _next_tokens(model, sample))
+    scores = {"agreement": torch.cat(same).float().mean(), "kl": torch.cat(divergence).mean(), "nll": nll.mean()}
+    return Measured({metric: float(value) for metric, value in scores.items()}, seconds)
 
 
 def _generated(model: Any, sample: Sample, tokenizer: Any) -> Measured:
@@ -156,6 +155,11 @@ def _likelihood(logits: torch.Tensor, want: torch.Tensor) -> tuple[torch.Tensor,
         nll.append(torch.nn.functional.cross_entropy(part.float(), target, reduction="none"))
         right.append(part.argmax(dim=-1) == target)
     return torch.cat(nll), torch.cat(right)
+
+
+def _next_tokens(model: Any, sample: Sample) -> torch.Tensor:
+    """The tokens after the rows of a sample; the last token has none and is never among them."""
+    return torch.tensor([sample.ids[row + 1] for row in sample.rows], device=model.device)
 
 
 def _timed(model: Any, ids: list[int], **kwargs: Any) -> tuple[Any, float]:

@@ -32,5 +32,5 @@ def perplexity_by_position(tokenizer: Any, text: list[int], length: int, index: 
 def agreement(tokenizer: Any, text: list[int], length: int, index: int, draw: random.Random) -> Sample:
     """A window of a book; predictions at random positions of its second half are compared with the baseline's."""
     ids = window(text, length, draw)
-    places = range(length // 2, length)
+    places = range(length // 2, length - 1)
     return Sample(ids, kind="compare", rows=tuple(sorted(draw.sample(places, min(COMPARED, len(places))))))
