@@ -10,15 +10,18 @@ import (
 	"unsafe"
 )
 
-// Selection asks for the FlexPrefill mask of causal attention over whole
-// sequences: as many queries as keys, blocks of 128 tokens.
+// Selection asks for the FlexPrefill mask of causal attention, in blocks of 128
+// tokens. The queries are the last of the keys: all of them, or the last chunk
+// of so far, of at least 128.
 type Selection struct {
 	Query, Key           Tensor
 	Half                 bool // fp16 instead of bf16
 	Scale                float32
 	Gamma, Tau           float32
-	MinBlocks, MaxBlocks int  // MaxBlocks 0: no limit
-	Released             bool // as the released code, faults included; otherwise with them mended
+	HeadGamma, HeadTau   []float32 // nil, or one for each query head instead
+	MinBlocks, MaxBlocks int       // MaxBlocks 0: no limit
+	Released             bool      // as the released code, faults included; otherwise with them mended
+	Interleave           bool      // query head h reads key head h % heads of k, rather than h / group
 }
 
 // Selected is the mask, in memory of the queue that is valid until its next
@@ -46,20 +49,42 @@ func (s Selection) validate(shared int) error {
 		return err
 	}
 	q, k := s.Query, s.Key
-	if q.Rows != k.Rows || q.Dim != k.Dim || q.Batch != k.Batch || q.Heads%k.Heads != 0 {
-		return fmt.Errorf("cuda: q is %d x %d x %d x %d and k %d x %d x %d x %d: want equal batches, rows and head_dim, q heads a multiple of k heads",
-			q.Batch, q.Heads, q.Rows, q.Dim, k.Batch, k.Heads, k.Rows, k.Dim)
+	if q.Rows > k.Rows || q.Dim != k.Dim || q.Batch != k.Batch || q.Heads%k.Heads != 0 || q.Heads > C.kFlexHeads {
+		return fmt.Errorf("cuda: q is %d x %d x %d x %d and k %d x %d x %d x %d: want equal batches and head_dim, no more rows of q than of k, q heads a multiple of k heads and at most %d",
+			q.Batch, q.Heads, q.Rows, q.Dim, k.Batch, k.Heads, k.Rows, k.Dim, C.kFlexHeads)
 	}
-	if q.Rows <= s.DenseBelow() {
-		return fmt.Errorf("cuda: %d tokens are dense: an index needs more than %d", q.Rows, s.DenseBelow())
+	if k.Rows <= s.DenseBelow() {
+		return fmt.Errorf("cuda: %d tokens are dense: an index needs more than %d", k.Rows, s.DenseBelow())
 	}
-	if most := (shared - pooledStatic - pooledShared(0, q.Dim)) / 64; ceilDiv(q.Rows, Tile) > most {
-		return fmt.Errorf("cuda: %d tokens: the index takes at most %d on this device", q.Rows, most*Tile)
+	if q.Rows < Tile {
+		return fmt.Errorf("cuda: a chunk of %d queries: an index needs %d", q.Rows, Tile)
 	}
-	if s.Gamma <= 0 || s.Gamma >= 1 {
-		return fmt.Errorf("cuda: gamma %g: want (0, 1)", s.Gamma)
+	if most := (shared - pooledStatic - pooledShared(0, q.Dim)) / 64; ceilDiv(k.Rows, Tile) > most {
+		return fmt.Errorf("cuda: %d tokens: the index takes at most %d on this device", k.Rows, most*Tile)
+	}
+	return s.validateHeads()
+}
+
+func (s Selection) validateHeads() error {
+	for _, x := range [][]float32{s.HeadGamma, s.HeadTau} {
+		if x != nil && len(x) != s.Query.Heads {
+			return fmt.Errorf("cuda: a gamma or tau for %d heads: q has %d", len(x), s.Query.Heads)
+		}
+	}
+	for h := range s.Query.Heads {
+		if gamma := at(s.HeadGamma, h, s.Gamma); !(gamma > 0 && gamma < 1) {
+			return fmt.Errorf("cuda: gamma %g: want (0, 1)", gamma)
+		}
 	}
 	return nil
+}
+
+// at is the value of a head, or the one for all.
+func at(heads []float32, h int, all float32) float32 {
+	if heads == nil {
+		return all
+	}
+	return heads[h]
 }
 
 // Select starts the ten kernels of the index on the queue; it does not wait.
@@ -85,7 +110,8 @@ func (q *Queue) Select(s Selection) (Selected, error) {
 
 // indexArgs are the numbers; reserve adds the memory.
 func (q *Queue) indexArgs(s Selection) C.IndexArgs {
-	blocks, heads := ceilDiv(s.Query.Rows, Tile), s.Query.Batch*s.Query.Heads
+	blocks, heads := ceilDiv(s.Key.Rows, Tile), s.Query.Batch*s.Query.Heads
+	offset := s.Key.Rows - s.Query.Rows
 	tiles := tilesPerSplit(blocks, heads, 2*q.device.Processors)
 	maxBlocks := blocks
 	if s.MaxBlocks > 0 {
@@ -96,13 +122,20 @@ func (q *Queue) indexArgs(s Selection) C.IndexArgs {
 		q_batch: C.longlong(s.Query.StrideB), q_head: C.longlong(s.Query.StrideH), q_row: C.longlong(s.Query.Stride),
 		k_batch: C.longlong(s.Key.StrideB), k_head: C.longlong(s.Key.StrideH), k_row: C.longlong(s.Key.Stride),
 		batch: C.int(s.Query.Batch), q_heads: C.int(s.Query.Heads), kv_heads: C.int(s.Key.Heads),
-		n: C.int(s.Query.Rows), d: C.int(s.Query.Dim), block: Tile, blocks: C.int(blocks),
+		n: C.int(s.Key.Rows), d: C.int(s.Query.Dim), block: Tile, blocks: C.int(blocks),
 		splits: C.int(ceilDiv(blocks, tiles)), tiles_per_split: C.int(tiles), words: C.int(ceilDiv(blocks, 32)),
 		min_blocks: C.int(max(1, s.MinBlocks)), max_blocks: C.int(maxBlocks),
-		gamma: C.float(s.Gamma), tau: C.float(s.Tau), scale: C.float(s.Scale), rule: 1,
+		q_offset: C.int(offset), first_block: C.int(offset / Tile), q_blocks: C.int(blocks - offset/Tile),
+		scale: C.float(s.Scale), rule: 1,
+	}
+	for h := range s.Query.Heads {
+		args.gamma[h], args.tau[h] = C.float(at(s.HeadGamma, h, s.Gamma)), C.float(at(s.HeadTau, h, s.Tau))
 	}
 	if s.Released {
 		args.rule = 0
+	}
+	if s.Interleave {
+		args.interleave = 1
 	}
 	if heads > q.heads {
 		args.done = 0
@@ -131,7 +164,7 @@ type part struct {
 
 func (q *Queue) indexParts(a *C.IndexArgs) []part {
 	heads, blocks, n := int(a.batch*a.q_heads), int(a.blocks), int(a.n)
-	triangle, words := blocks*(blocks+1)/2, int(a.words)
+	tiles, words := indexTiles(a), int(a.words)
 	searches := 3 * 2 * heads * C.kBins1
 	plain := 0
 	if q.device.Capability != 90 {
@@ -143,10 +176,15 @@ func (q *Queue) indexParts(a *C.IndexArgs) []part {
 		{&a.k_mean, int(a.batch*a.kv_heads) * blocks * int(a.d) * 4}, {&a.v_pool, heads * blocks * 4},
 		{&a.estimate_part, heads * blocks * C.kParts * 4}, {&a.v_part, heads * blocks * C.kParts * 4},
 		{&a.s_pool, heads * blocks * 4}, {&a.estimate, heads * blocks * 4}, {&a.js, heads * 4}, {&a.aware, heads * 4},
-		{&a.block_p, heads * triangle * 4}, {&a.hist_count, searches * 4}, {&a.hist_low, searches * 8},
+		{&a.block_p, heads * tiles * 4}, {&a.hist_count, searches * 4}, {&a.hist_low, searches * 8},
 		{&a.state, 2 * heads * int(unsafe.Sizeof(C.IndexState{}))}, {&a.v_bits, heads * words * 4},
-		{&a.s_bits, heads * (words + 1) * 4}, {&a.row_ptr, (heads*blocks + 1) * 4}, {&a.cols, heads * triangle * 4},
+		{&a.s_bits, heads * (words + 1) * 4}, {&a.row_ptr, (heads*int(a.q_blocks) + 1) * 4}, {&a.cols, heads * tiles * 4},
 	}
+}
+
+// indexTiles is the causal tiles of the query blocks of one head.
+func indexTiles(a *C.IndexArgs) int {
+	return causalTiles(int(a.first_block), int(a.q_blocks), int(a.blocks))
 }
 
 // reserve places the parts in the queue's scratch, which grows when it must:
@@ -233,13 +271,13 @@ func element(half bool) string {
 }
 
 func indexLaunches(s Selection, a *C.IndexArgs, scores []launch, limit int) []launch {
-	heads, blocks := int(a.batch*a.q_heads), int(a.blocks)
+	heads, blocks, queryBlocks := int(a.batch*a.q_heads), int(a.blocks), int(a.q_blocks)
 	args, choose := unsafe.Pointer(a), indexKernel("flexindex_select.cu", element(s.Half))
-	longest := max(int(a.n), blocks*(blocks+1)/2)
-	search, rows := [3]int{ceilDiv(longest, 4096), 2 * heads}, [3]int{ceilDiv(heads*blocks, 32), 1}
+	longest := max(int(a.n), indexTiles(a))
+	search, rows := [3]int{ceilDiv(longest, 4096), 2 * heads}, [3]int{ceilDiv(heads*queryBlocks, 32), 1}
 	all := []launch{{kernel: choose, entry: "flexindex_pool", grid: [3]int{blocks, int(a.batch * a.kv_heads)}, threads: 256, args: args}}
 	return append(append(all, scores...), []launch{
-		{kernel: choose, entry: "flexindex_blocks", grid: [3]int{ceilDiv(blocks, 16), heads}, threads: 256,
+		{kernel: choose, entry: "flexindex_blocks", grid: [3]int{ceilDiv(queryBlocks, 16), heads}, threads: 256,
 			shared: pooledShared(blocks, int(a.d)), limit: limit - pooledStatic, args: args},
 		{kernel: choose, entry: "flexindex_level0", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_level1", grid: search, threads: 256, args: args},

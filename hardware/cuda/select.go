@@ -127,7 +127,7 @@ func (q *Queue) SelectFlashPrefill(f FlashPrefill) (Mask, error) {
 			return Mask{}, err
 		}
 		scores.kernel = attendKernel("flashprefill_sm90.cu", 90, true, f.Query.Dim, f.Half)
-		scores.threads, scores.shared, scores.maps = 288, 1024+4*Tile*dim*2+64, []tensorMap{queries}
+		scores.threads, scores.shared, scores.maps = 384, 1024+4*Tile*dim*2+64, []tensorMap{queries}
 	}
 	return q.runSelector(&args, []launch{
 		{kernel: kernel, entry: "flashprefill_pool", grid: [3]int{padded, kvGroups}, threads: 256, args: pointer},

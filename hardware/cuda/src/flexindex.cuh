@@ -48,7 +48,7 @@ __device__ __forceinline__ void decide_head(const IndexArgs& a, int head, float*
     for (int i = threadIdx.x; i < a.d / 2; i += blockDim.x) {
       float2 sum = make_float2(0.0f, 0.0f);
       for (int r = a.n - a.block; r < a.n; ++r) {
-        const float2 x = load_pair(a.q, batch * a.q_batch + q_head * a.q_head + (long long)r * a.q_row + 2 * i);
+        const float2 x = load_pair(a.q, batch * a.q_batch + q_head * a.q_head + (long long)(r - a.q_offset) * a.q_row + 2 * i);
         sum.x += x.x;
         sum.y += x.y;
       }
@@ -88,6 +88,6 @@ __device__ __forceinline__ void decide_head(const IndexArgs& a, int head, float*
   if (threadIdx.x == 0) {
     const float js = divergence < 0.0f ? 0.0f : sqrtf(divergence);
     a.js[head] = js;
-    a.aware[head] = js < a.tau;
+    a.aware[head] = js < a.tau[head % a.q_heads];
   }
 }

@@ -1,10 +1,12 @@
 // Arguments of the FlexPrefill index, read by the kernels and, through cgo, by the host.
-// Heads run over batch x q_heads; n tokens in `blocks` blocks of `block` (64 or 128) tokens.
+// Heads run over batch x q_heads; n keys in `blocks` blocks of `block` (64 or 128) tokens. The queries are the last ones,
+// from position q_offset on, in q_blocks blocks from first_block on.
 #ifndef TRIVIUM_FLEXINDEX_ARGS_H
 #define TRIVIUM_FLEXINDEX_ARGS_H
 
 #include "device_pointer.h"
 
+enum { kFlexHeads = 256 };              // most query heads
 enum { kParts = 8 };                    // partial sums of a tile, one for each warp
 enum { kBins1 = 2048, kBins2 = 1024 };  // bits 30..20, then 19..10, then 9..0 of a non-negative float
 
@@ -28,21 +30,23 @@ typedef struct IndexArgs {
   DEVICE(float) estimate;                    // [heads, blocks]: softmax of the mean probe against the pooled keys
   DEVICE(float) js;                          // [heads]: square root of the Jensen-Shannon divergence
   DEVICE(int) aware;                         // [heads]: 1 = query-aware
-  DEVICE(float) block_p;                     // [heads, blocks (blocks + 1) / 2]: row-wise softmax of pooled scores, query-aware heads only
+  DEVICE(float) block_p;                     // [heads, tiles]: row-wise softmax of pooled scores, query-aware heads only
   DEVICE(unsigned int) hist_count;           // [3, 2 heads, kBins1]
   DEVICE(unsigned long long) hist_low;       // [3, 2 heads, kBins1]: sums of the low bits
   DEVICE(IndexState) state;                  // [2 heads]
   DEVICE(unsigned int) done;                 // [heads + 1]: blocks finished, left zero
   DEVICE(unsigned int) v_bits;               // [heads, words]
   DEVICE(unsigned int) s_bits;               // [heads, words + 1], from the largest block offset down
-  DEVICE(int) row_ptr;                       // [heads * blocks + 1]
-  DEVICE(int) cols;                          // capacity heads * blocks (blocks + 1) / 2
+  DEVICE(int) row_ptr;                       // [heads * q_blocks + 1]
+  DEVICE(int) cols;                          // capacity heads * tiles, the causal tiles of the query blocks
   long long q_batch, q_head, q_row, k_batch, k_head, k_row;
   int batch, q_heads, kv_heads, n, d, block, blocks, splits, tiles_per_split, words;
   int min_blocks, max_blocks;
+  int q_offset, first_block, q_blocks;
   int rule;               // 0: as the released code, 1: fixed (budgets in blocks of `block`, diagonals cut at its multiples, 0 log 0 = 0)
   int interleave;         // query head h reads key head h % kv_heads
-  float gamma, tau, scale;
+  float scale;
+  float gamma[kFlexHeads], tau[kFlexHeads];  // of each query head
 } IndexArgs;
 
 #endif

@@ -9,7 +9,7 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_plain_rows(const __g
   const int row = blockIdx.x, head = blockIdx.y, batch = head / a.q_heads, q_head = head % a.q_heads;
   const int query = a.n - a.block + row;
   float* q = shared + 34;
-  const long long q_base = batch * a.q_batch + q_head * a.q_head + (long long)query * a.q_row;
+  const long long q_base = batch * a.q_batch + q_head * a.q_head + (long long)(query - a.q_offset) * a.q_row;
   const long long k_base = batch * a.k_batch + kv_head_of(a, q_head) * a.k_head;
   for (int i = threadIdx.x; i < a.d / 2; i += blockDim.x) {
     const float2 x = load_pair(a.q, q_base + 2 * i);

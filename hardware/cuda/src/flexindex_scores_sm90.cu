@@ -49,7 +49,7 @@ struct Probe {
     const int batch = head / a.q_heads, q_head = head % a.q_heads;
     if (threadIdx.x == 0) {
       barrier_expect(shared_address(&sh->q_full), kTileBytes);
-      copy_tile(slab, map_q, shared_address(&sh->q_full), a.n - kTile, q_head, batch);
+      copy_tile(slab, map_q, shared_address(&sh->q_full), a.n - kTile - a.q_offset, q_head, batch);
       load(map_k, first, 0, kv_head_of(a, q_head), batch);
     }
     barrier_wait(shared_address(&sh->q_full), 0);

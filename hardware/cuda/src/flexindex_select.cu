@@ -10,7 +10,11 @@ constexpr int kChunk = 4096;  // values of one histogram block: 4096 sums of 20 
 constexpr int kRows = 16;     // query blocks of one block-score block
 
 __device__ __forceinline__ int heads_of(const IndexArgs& a) { return a.batch * a.q_heads; }
-__device__ __forceinline__ long long triangle(int i) { return (long long)i * (i + 1) / 2; }
+// Causal tiles before query block i of a head.
+__device__ __forceinline__ long long tiles_before(const IndexArgs& a, int i) {
+  const long long first = a.first_block, end = first + i;
+  return end * (end + 1) / 2 - first * (first + 1) / 2;
+}
 
 // Mean of rows [first, first + count) of x into out[d] (shared or global), by all threads of a 256-thread block.
 __device__ __forceinline__ void mean_rows(const void* x, long long base, long long stride, int first, int count, int d,
@@ -63,11 +67,13 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
   float* q = shared;                       // [kRows, d]
   float* logits = q + kRows * a.d;         // [kRows, blocks]
   float* keys = logits + kRows * a.blocks; // [64, d + 4]
-  const int first = blockIdx.x * kRows, rows = min(kRows, a.blocks - first), last = first + rows - 1, pitch = a.d + 4;
+  const int first = blockIdx.x * kRows, rows = min(kRows, a.q_blocks - first), last = a.first_block + first + rows - 1, pitch = a.d + 4;
   const int batch = head / a.q_heads, q_head = head % a.q_heads;
-  for (int r = 0; r < rows; ++r)
-    mean_rows(a.q, batch * a.q_batch + q_head * a.q_head, a.q_row, (first + r) * a.block,
-              min(a.block, a.n - (first + r) * a.block), a.d, q + r * a.d, scratch);
+  for (int r = 0; r < rows; ++r) {
+    const int at = (a.first_block + first + r) * a.block, from = max(at, a.q_offset);  // positions
+    mean_rows(a.q, batch * a.q_batch + q_head * a.q_head, a.q_row, from - a.q_offset, min(at + a.block, a.n) - from, a.d,
+              q + r * a.d, scratch);
+  }
   const float* k_mean = a.k_mean + (long long)(batch * a.kv_heads + kv_head_of(a, q_head)) * a.blocks * a.d;
   const int column = threadIdx.x % 64, quarter = threadIdx.x / 64;  // 4 rows x 1 column each
   for (int j0 = 0; j0 <= last; j0 += 64) {
@@ -93,16 +99,16 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
     __syncthreads();
   }
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  float* out = a.block_p + (long long)head * triangle(a.blocks);
   for (int r = warp; r < rows; r += 8) {
-    const int i = first + r;
+    const int i = a.first_block + first + r;
     const float* x = logits + r * a.blocks;
+    float* out = a.block_p + (long long)head * tiles_before(a, a.q_blocks) + tiles_before(a, first + r);
     float top = NEG_INF, sum = 0.0f;
     for (int j = lane; j <= i; j += 32) top = fmaxf(top, x[j]);
     for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
     for (int j = lane; j <= i; j += 32) sum += __expf(x[j] - top);
     for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-    for (int j = lane; j <= i; j += 32) out[triangle(i) + j] = __expf(x[j] - top) / sum;
+    for (int j = lane; j <= i; j += 32) out[j] = __expf(x[j] - top) / sum;
   }
 }
 
@@ -110,11 +116,11 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
 __device__ __forceinline__ const float* values_of(const IndexArgs& a, int y, long long* count, double* target) {
   const int head = y >> 1, slash = y & 1;
   *count = a.n;
-  *target = a.gamma;
+  *target = a.gamma[head % a.q_heads];
   if (!a.aware[head]) return (slash ? a.slash : a.vertical) + (long long)head * a.n;
-  *count = slash ? 0 : triangle(a.blocks);
-  *target = (double)a.gamma * a.blocks;
-  return a.block_p + (long long)head * triangle(a.blocks);
+  *count = slash ? 0 : tiles_before(a, a.q_blocks);
+  *target = (double)a.gamma[head % a.q_heads] * a.q_blocks;
+  return a.block_p + (long long)head * tiles_before(a, a.q_blocks);
 }
 
 // The sum of `count` values that share the bits above `shift` and whose bits below it add up to `low`.
@@ -284,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_choose(const __grid
   }
 }
 
-// The kept columns of row i as bits: a lane has columns [32 w, 32 w + 32) of its own word w.
+// The kept columns of query block i, counted from position 0, as bits: a lane has columns [32 w, 32 w + 32) of its word w.
 struct RowMask {
   const u32 *v_bits, *s_bits;
   const float* p;  // null unless query-aware
@@ -298,7 +304,7 @@ struct RowMask {
     blocks = a.blocks;
     p = nullptr;
     if (!a.aware[head]) return;
-    p = a.block_p + (long long)head * triangle(a.blocks) + triangle(i);
+    p = a.block_p + (long long)head * tiles_before(a, a.q_blocks) + tiles_before(a, i - a.first_block);
     threshold = a.state[2 * head].prefix;
     inclusive = a.state[2 * head].complete != 0;
   }
@@ -323,11 +329,11 @@ struct RowMask {
   }
 };
 
-// 9. Kept blocks of each row, then their prefix sums by the last block. Grid ceil(heads * blocks / 32), 1024 threads.
+// 9. Kept blocks of each row, then their prefix sums by the last block. Grid ceil(heads * q_blocks / 32), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) flexindex_count(const __grid_constant__ IndexArgs a) {
-  const int rows = heads_of(a) * a.blocks, row = blockIdx.x * 32 + threadIdx.x / 32;
+  const int rows = heads_of(a) * a.q_blocks, row = blockIdx.x * 32 + threadIdx.x / 32;
   if (row < rows) {
-    const int head = row / a.blocks, i = row % a.blocks;
+    const int head = row / a.q_blocks, i = a.first_block + row % a.q_blocks;
     const RowMask mask(a, head, i);
     int count = 0;
     for (int w = 0; w <= i / 32; w += 32) count += __popc(mask.word(i, w));
@@ -340,9 +346,9 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_count(const __grid_
 
 // 10. The columns. Grid as above.
 extern "C" __global__ void __launch_bounds__(1024) flexindex_fill(const __grid_constant__ IndexArgs a) {
-  const int rows = heads_of(a) * a.blocks, row = blockIdx.x * 32 + threadIdx.x / 32, lane = threadIdx.x & 31;
+  const int rows = heads_of(a) * a.q_blocks, row = blockIdx.x * 32 + threadIdx.x / 32, lane = threadIdx.x & 31;
   if (row >= rows) return;
-  const int head = row / a.blocks, i = row % a.blocks;
+  const int head = row / a.q_blocks, i = a.first_block + row % a.q_blocks;
   const RowMask mask(a, head, i);
   int at = a.row_ptr[row];
   for (int w = 0; w <= i / 32; w += 32) {

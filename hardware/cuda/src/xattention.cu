@@ -10,7 +10,7 @@ struct Squares {
   const SelectArgs& a;
   u32 stages;
 
-  __device__ __forceinline__ void operator()(const char* q, const char* k, float* part, int row0, int position0, int column0, float scale_log2) const {
+  __device__ __forceinline__ void operator()(const char* q, const char* k, float* part, int row0, int column0, float scale_log2) const {
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, rows = (warp / 2) * 32, side = (warp % 2) * 64;
     float s[2][32];
     const int halves = (a.head_dim + kDepth - 1) / kDepth, steps = STRIDE * halves;
@@ -57,7 +57,7 @@ struct Squares {
 
 #pragma unroll
     for (int m = 0; m < 2; ++m)
-      store_blocks<8>(a, s[m], part, rows + 16 * m + lane / 4, row0, position0, column0 + side, scale_log2);
+      store_blocks<8>(a, s[m], part, rows + 16 * m + lane / 4, row0, column0 + side, scale_log2);
   }
 };
 

@@ -65,11 +65,13 @@ __device__ __forceinline__ void pick(const SelectArgs& a, int row, int position,
 // The log-sum-exp by key blocks of two rows of a thread: row and row + 8 of the item, against the squares from `column` on,
 // 8 * tiles of them.
 template <int tiles>
-__device__ __forceinline__ void store_blocks(const SelectArgs& a, float* s, float* part, int row, int row0, int position0, int column, float scale_log2) {
+__device__ __forceinline__ void store_blocks(const SelectArgs& a, float* s, float* part, int row, int row0, int column, float scale_log2) {
   const int lane = threadIdx.x & 31, squares = (a.k_len + STRIDE - 1) / STRIDE;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int at = row + 8 * r, low = visible_blocks(a, position0 + at / kPerBlock).x;
+    // Causal by squares; with a window, those that hold a visible pair.
+    const int at = row + 8 * r, high = min(row0 + at, squares - 1);
+    const int low = a.window > 0 ? row0 + at - (a.window + STRIDE - 2) / STRIDE : 0;
 #pragma unroll
     for (int b = 0; b < tiles / kBlockTiles; ++b) {
       const int first = column + 8 * b * kBlockTiles, block = first / kPerBlock;
@@ -80,7 +82,7 @@ __device__ __forceinline__ void store_blocks(const SelectArgs& a, float* s, floa
         for (int e = 0; e < 2; ++e) {
           float& x = s[4 * (b * kBlockTiles + t) + 2 * r + e];
           const int c = first + 8 * t + 2 * (lane & 3) + e;
-          x = c <= row0 + at && c < squares && block >= low ? x * scale_log2 : NEG_INF;
+          x = c <= high && c >= low ? x * scale_log2 : NEG_INF;
           top = fmaxf(top, x);
         }
       top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
@@ -121,7 +123,7 @@ template <typename Product> __device__ __forceinline__ void choose_tiles(const S
     const int end = visible_blocks(a, position0 + blocks - 1).y;  // key blocks
     const int from = visible_blocks(a, position0).x * kPerBlock / Product::columns, first = from * (Product::columns / kPerBlock);
     for (int tile = from; tile * Product::columns < end * kPerBlock; ++tile)
-      product(q, k, part, row0, position0, tile * Product::columns, scale_log2);
+      product(q, k, part, row0, tile * Product::columns, scale_log2);
     __syncthreads();
     // The rows' sums; +inf where a square has no query, so that it counts nothing.
     for (int row = warp; row < kTile; row += 8) {

@@ -13,7 +13,7 @@ struct Squares {
   const SelectArgs& a;
   u32 stages;  // a multiple of 1024
 
-  __device__ __forceinline__ void operator()(const char* q, const char* k, float* part, int row0, int position0, int column0, float scale_log2) const {
+  __device__ __forceinline__ void operator()(const char* q, const char* k, float* part, int row0, int column0, float scale_log2) const {
     const int halves = (a.head_dim + kDepth - 1) / kDepth, steps = STRIDE * halves, group = threadIdx.x / 128;
     auto load = [&](int step) {
       if (step < steps) {
@@ -45,7 +45,7 @@ struct Squares {
     }
     wgmma_wait<0>();
     pin(s);
-    store_blocks<32>(a, s, part, threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4, row0, position0, column0, scale_log2);
+    store_blocks<32>(a, s, part, threadIdx.x / 32 * 16 + (threadIdx.x & 31) / 4, row0, column0, scale_log2);
   }
 };
 

@@ -67,7 +67,16 @@ def strategies(folder, kernel=True):
         qb, kb = case["q_blocks"], case["k_blocks"]
         want = torch.frombuffer(bytearray(raw("mask")), dtype=torch.uint8).view(h, qb, kb).bool().to(device)
         args, x = case["args"], case["strategy"] == "xattention"
-        if kernel:
+        if case["strategy"] == "flexprefill":
+            if kernel:
+                go, w = flexindex.Index(head_dim=d).prepare(q[None], k[None], poison=True, **args)
+                go()
+                got = flexindex.masks(w, h, kb, kb - qb)
+            elif args["rule"] == 0:
+                got, _ = flexindex.reference(q, k, **{x: y for x, y in args.items() if x != "rule"})
+            else:
+                continue
+        elif kernel:
             s = selections.XAttention(case["stride"]) if x else selections.FlashPrefill(d)
             go, w = s.prepare(q[None], k[None], **args)
             go()

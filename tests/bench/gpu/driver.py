@@ -78,7 +78,7 @@ def warm(specs):
 
 def variants(full=True):
     """What the checks need: (name, defines, arch)."""
-    specs = [("flexindex_select.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])] + [("flexindex_scores_plain.cu", ["FLOAT_INPUT"], "sm_90a")]
+    specs = [("flexindex_select.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])] + [("flexindex_scores_plain.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])]
     specs += [("select_mask.cu", [], "sm_90a"), ("table.cu", [], "sm_90a"), ("rotate.cu", [], "sm_90a"), ("rotate.cu", ["FP16"], "sm_90a")]
     every = [[], ["BANDS"], ["WINDOW"], ["SOFTCAP"], ["SINKS"], ["BANDS", "WINDOW"], ["BANDS", "WINDOW", "SOFTCAP", "SINKS"]]
     for half in ([], ["FP16"]):

@@ -13,8 +13,8 @@ class IndexArgs(C.Structure):
         "hist_count", "hist_low", "state", "done", "v_bits", "s_bits", "row_ptr", "cols")]
         + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")]
         + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "n", "d", "block", "blocks", "splits", "tiles_per_split",
-                                  "words", "min_blocks", "max_blocks", "rule", "interleave")]
-        + [(n, C.c_float) for n in ("gamma", "tau", "scale")])
+                                  "words", "min_blocks", "max_blocks", "q_offset", "first_block", "q_blocks", "rule", "interleave")]
+        + [("scale", C.c_float), ("gamma", C.c_float * 256), ("tau", C.c_float * 256)])
 
 
 class Index:
@@ -37,8 +37,12 @@ class Index:
         self.keep = [select, m]
 
     def prepare(self, q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, rule=0, interleave=0, poison=False):
-        b, hq, n, d = q.shape
-        hk, heads, N = k.shape[1], b * hq, (n + block - 1) // block
+        """gamma and tau: a number, or one for each query head. The queries are the last of the keys."""
+        b, hq, rows, d = q.shape
+        n = k.shape[2]
+        hk, heads, N, first = k.shape[1], b * hq, (n + block - 1) // block, (n - rows) // block
+        Q, tiles = N - first, sum(range(first + 1, N + 1))
+        each = lambda x: (C.c_float * 256)(*(x if isinstance(x, (list, tuple)) else [x] * hq))
         dev = q.device
         new = (lambda *s, dtype=torch.float32: torch.full(s, float("nan") if dtype.is_floating_point else -1, dtype=dtype, device=dev)) \
             if poison else (lambda *s, dtype=torch.float32: torch.empty(s, dtype=dtype, device=dev))
@@ -47,10 +51,10 @@ class Index:
         splits, words = -(-N // tps), -(-N // 32)
         w = dict(partial=new(heads, splits, block, 2), vertical=new(heads, n), slash=new(heads, n), k_mean=new(b * hk, N, d),
                  estimate_part=new(heads, N, 8), v_part=new(heads, N, 8), v_pool=new(heads, N), s_pool=new(heads, N), estimate=new(heads, N), js=new(heads), aware=new(heads, dtype=i32),
-                 block_p=new(heads, N * (N + 1) // 2), hist_count=new(3, 2 * heads, 2048, dtype=i32),
+                 block_p=new(heads, tiles), hist_count=new(3, 2 * heads, 2048, dtype=i32),
                  hist_low=new(3, 2 * heads, 2048, dtype=i64), state=new(2 * heads, 3, dtype=i64), v_bits=new(heads, words, dtype=i32),
-                 s_bits=new(heads, words + 1, dtype=i32), row_ptr=new(heads * N + 1, dtype=i32),
-                 cols=new(heads * N * (N + 1) // 2, dtype=i32))
+                 s_bits=new(heads, words + 1, dtype=i32), row_ptr=new(heads * Q + 1, dtype=i32),
+                 cols=new(heads * tiles, dtype=i32))
         if not hasattr(self, "done") or self.done.numel() < heads + 1:
             self.done = torch.zeros(heads + 1, dtype=i32, device=dev)  # the kernels leave it zero
         w["done"] = self.done
@@ -61,19 +65,20 @@ class Index:
                       block=block, blocks=N, splits=splits, tiles_per_split=tps, words=words,
                       min_blocks=-(-(1 if min_budget is None else min_budget) // block),
                       max_blocks=min(N, 2 ** 31 - 1 if max_budget is None else -(-max_budget // block)),
-                      rule=rule, interleave=int(interleave), gamma=gamma, tau=tau, scale=d ** -0.5,
+                      rule=rule, interleave=int(interleave), gamma=each(gamma), tau=each(tau), scale=d ** -0.5, q_offset=n - rows,
+                      first_block=first, q_blocks=Q,
                       **{name: t.data_ptr() for name, t in w.items()})
         f = self.f
         maps = [] if self.plain else [driver.tensor_map(q, 128), driver.tensor_map(k, 128)]
-        chunks = -(-max(n, N * (N + 1) // 2) // 4096)
-        row_grid = (-(-heads * N // 32),)
+        chunks = -(-max(n, tiles) // 4096)
+        row_grid = (-(-heads * Q // 32),)
         steps = [("pool", (N, b * hk), 256, 0, [a])]
         if self.plain:
             steps += [("plain_rows", (block, heads), 256, (d + 34) * 4, [a]),
                       ("plain_sums", (-(-n // 256), heads), 256, (d + 34) * 4, [a])]
         else:
             steps += [("rows", (splits, heads), 256, self.shared, maps + [a]), ("sums", (splits, heads), 256, self.shared, maps + [a])]
-        steps += [("blocks", (-(-N // 16), heads), 256, (16 * (d + N) + 64 * (d + 4)) * 4, [a])]
+        steps += [("blocks", (-(-Q // 16), heads), 256, (16 * (d + N) + 64 * (d + 4)) * 4, [a])]
         steps += [("level%d" % i, (chunks, 2 * heads), 256, 0, [a]) for i in range(3)]
         steps += [("choose", (2, heads), 1024, N * 4, [a]), ("count", row_grid, 1024, 0, [a]), ("fill", row_grid, 1024, 0, [a])]
         self.steps = steps
@@ -90,31 +95,34 @@ def tiles_per_split(blocks, heads, slots):
     return min(range(1, blocks + 1), key=cost)
 
 
-def masks(w, heads, blocks):
-    """The CSR result as bool [heads, blocks, blocks]."""
+def masks(w, heads, blocks, first=0):
+    """The CSR result as bool [heads, blocks - first, blocks]."""
     row_ptr, cols = w["row_ptr"].long(), w["cols"].long()
     total = int(row_ptr[-1])
-    rows = torch.repeat_interleave(torch.arange(heads * blocks, device=cols.device), row_ptr[1:] - row_ptr[:-1])
-    out = torch.zeros(heads * blocks, blocks, dtype=torch.bool, device=cols.device)
+    rows = torch.repeat_interleave(torch.arange(heads * (blocks - first), device=cols.device), row_ptr[1:] - row_ptr[:-1])
+    out = torch.zeros(heads * (blocks - first), blocks, dtype=torch.bool, device=cols.device)
     out[rows, cols[:total]] = True
     assert int(out.sum()) == total, "duplicate columns"
-    return out.view(heads, blocks, blocks)
+    return out.view(heads, blocks - first, blocks)
 
 
 def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, interleave=False):
-    """The released rule from float32 scores, cumulative sums in float64. q, k: [heads, n, d] of one sequence."""
-    hq, n, d = q.shape
-    hk, N = k.shape[0], -(-n // block)
+    """The released rule from float32 scores, cumulative sums in float64. q, k: [heads, n, d] of one sequence; q may be its last rows."""
+    hq, rows, d = q.shape
+    n = k.shape[1]
+    hk, N, first = k.shape[0], -(-n // block), (n - rows) // block
     lo = -(-(1 if min_budget is None else min_budget) // block)
     hi = min(N, 2 ** 31 - 1 if max_budget is None else -(-max_budget // block))
-    out = torch.zeros(hq, N, N, dtype=torch.bool, device=q.device)
+    out = torch.zeros(hq, N - first, N, dtype=torch.bool, device=q.device)
     js = torch.zeros(hq)
     pad = N * block - n
     lens = torch.full((N, 1), float(block), device=q.device)
     lens[-1] = block - pad
     pool = lambda x: torch.nn.functional.pad(x.float(), (0, 0, 0, pad)).view(N, block, d).sum(1) / lens
     blocks_of = lambda x: torch.nn.functional.pad(x, (0, pad)).view(N, block).sum(-1)
-    causal = torch.tril(torch.ones(N, N, dtype=torch.bool, device=q.device))
+    causal = torch.tril(torch.ones(N, N, dtype=torch.bool, device=q.device))[first:]
+    owner = (torch.arange(rows, device=q.device) + n - rows) // block - first
+    q_pool = lambda x: torch.zeros(N - first, d, device=q.device).index_add_(0, owner, x.float()) / torch.bincount(owner)[:, None]
     for h in range(hq):
         kh = k[h % hk if interleave else h * hk // hq]
         last = q[h, -block:].float() / math.sqrt(d)
@@ -137,16 +145,16 @@ def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128,
         if aware:
             nv = ns = lo
         v[0], sl[-1] = float("inf"), float("inf")
-        mask = torch.zeros(N, N, dtype=torch.bool, device=q.device)
+        mask = torch.zeros(N - first, N, dtype=torch.bool, device=q.device)
         mask[:, v.topk(min(nv, N)).indices] = True
         offsets = N - 1 - sl.topk(min(ns, N)).indices
         i = torch.arange(N, device=q.device)
-        mask |= torch.isin(i[:, None] - i[None], offsets)
+        mask |= torch.isin(i[first:, None] - i[None], offsets)
         mask &= causal
         if aware:
-            p = ((pool(q[h]) / math.sqrt(d)) @ km.T).masked_fill(~causal, float("-inf")).softmax(-1).flatten()
+            p = ((q_pool(q[h]) / math.sqrt(d)) @ km.T).masked_fill(~causal, float("-inf")).softmax(-1).flatten()
             x, idx = p.sort(descending=True)
-            keep = idx[x.double().cumsum(0) <= gamma * N]
+            keep = idx[x.double().cumsum(0) <= gamma * (N - first)]
             mask.view(-1)[keep] = True
         out[h] = mask
     return out, js

@@ -51,7 +51,7 @@ class FlashPrefill(Selector):
         defines = ["HEAD_DIM=%d" % self.dim] + (["FP16"] if fp16 else [])
         m = driver.Module("flashprefill.cu", defines)
         self.pool, self.rows = m.function("flashprefill_pool"), m.function("flashprefill_rows")
-        self.plain, self.threads, self.shared = plain, 256 if plain else 288, 2 * 128 * self.dim * 2 if plain else 1024 + 4 * 128 * self.dim * 2 + 64
+        self.plain, self.threads, self.shared = plain, 256 if plain else 384, 2 * 128 * self.dim * 2 if plain else 1024 + 4 * 128 * self.dim * 2 + 64
         scoring = m if plain else driver.Module("flashprefill_sm90.cu", defines)
         self.scores = scoring.function("flashprefill_scores", self.shared)
         self.keep = [m, scoring]
@@ -150,7 +150,7 @@ def xattention_reference(q, k, threshold, stride=16, offset=0, window=0, norm=1.
     out = torch.zeros(h, qb, kb, dtype=torch.bool, device=dev)
     r = torch.arange(rows, device=dev)[:, None] + first * per
     c = torch.arange(squares, device=dev)[None]
-    visible = (c <= r) & see.repeat_interleave(per, 0).repeat_interleave(per, 1)[:, :squares]
+    visible = (c <= r) & (((r - c) * stride - stride + 1 < window) if window else True)  # with a window: squares with a visible pair
     found = (r[:, 0] * stride + stride > offset) & (r[:, 0] * stride < offset + n)
     for x in range(h):
         qq = torch.zeros(qb * 128, d, device=dev)
