@@ -19,8 +19,7 @@ const recipeName = "trivium_merge.json"
 // describe stages the side files of the newest source, the recipe and a model
 // card. None holds a time, so that a resumed merge gives the same bytes.
 func (m *merging) describe(o *output) error {
-	newest := m.spec.Sources[len(m.spec.Sources)-1]
-	if _, err := o.writer.CopySideFiles(newest); err != nil {
+	if _, err := o.writer.CopySideFiles(m.folders[len(m.spec.Sources)-1].Dir); err != nil {
 		return err
 	}
 	slices.SortFunc(o.report.NonFinite, func(a, b TensorReport) int { return cmp.Compare(a.Name, b.Name) })

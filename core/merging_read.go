@@ -43,7 +43,13 @@ func (m *merging) warn() {
 	for _, tie := range m.pairing.Ties {
 		m.warnings = append(m.warnings, fmt.Sprintf("%s is tied to %s: only %s is written", tie.Name, tie.Of, tie.Of))
 	}
-	differences, err := checkpoint.CompareConfigs(m.spec.Sources)
+	var dirs []string
+	for _, folder := range m.folders[:len(m.spec.Sources)] {
+		if !slices.Contains(dirs, folder.Dir) { // one folder may hold several files
+			dirs = append(dirs, folder.Dir)
+		}
+	}
+	differences, err := checkpoint.CompareConfigs(dirs)
 	if err != nil {
 		m.warnings = append(m.warnings, "configs not compared: "+err.Error())
 	}

@@ -1,5 +1,6 @@
 // Package checkpoint reads and writes model checkpoints: safetensors files in
-// Hugging Face folders, whole or sharded.
+// Hugging Face folders, whole or sharded. It also reads what torch.save writes,
+// without running the pickle in it.
 //
 // Reading is strict. Every rule of the format is enforced, the index and the shards
 // must say the same, and an error names the file and the tensor. No tensor's bytes

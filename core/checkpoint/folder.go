@@ -15,39 +15,63 @@ const (
 	indexName  = "model.safetensors.index.json"
 )
 
-// Folder is an open Hugging Face checkpoint: one file, or shards and their index.
+// Folder is an open checkpoint: one file, or shards and their index.
 type Folder struct {
 	Dir      string
 	Files    []*File   // by name
 	Tensors  []*Tensor // by file, then offset
 	Unlisted []string  // safetensors files here that the checkpoint does not use
 	Sharded  bool      // there is an index
+	Torch    bool      // its files are torch.save's
 
 	byName map[string]*Tensor
 }
 
 // Open opens a checkpoint folder and checks every header, and the index and the
-// shards against each other. The caller closes the folder.
+// shards against each other. Safetensors files are preferred to PyTorch's. The
+// path may also be that of one file of either kind, whose folder is then Dir.
+// The caller closes the folder.
 func Open(dir string) (*Folder, error) {
+	if info, err := os.Stat(dir); err == nil && info.Mode().IsRegular() {
+		return openSingle(dir)
+	}
 	shards, index, err := shardsOf(dir)
 	if err != nil {
 		return nil, err
 	}
-	d := &Folder{Dir: dir, Sharded: index != nil, byName: map[string]*Tensor{}}
+	d := &Folder{Dir: dir, Sharded: index != nil, Torch: isTorch(shards[0]), byName: map[string]*Tensor{}}
 	if err := d.open(shards, index); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
+func openSingle(path string) (*Folder, error) {
+	d := &Folder{Dir: filepath.Dir(path), Torch: isTorch(path), byName: map[string]*Tensor{}}
+	if err := d.openFile(path); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func isTorch(name string) bool { return filepath.Ext(name) != ".safetensors" }
+
+func (d *Folder) openFile(path string) error {
+	open := OpenFile
+	if d.Torch {
+		open = OpenTorch
+	}
+	f, err := open(path)
+	if err != nil {
+		return err
+	}
+	d.Files = append(d.Files, f)
+	return d.add(f)
+}
+
 func (d *Folder) open(shards []string, index *index) error {
 	for _, name := range shards {
-		f, err := OpenFile(filepath.Join(d.Dir, name))
-		if err != nil {
-			return err
-		}
-		d.Files = append(d.Files, f)
-		if err := d.add(f); err != nil {
+		if err := d.openFile(filepath.Join(d.Dir, name)); err != nil {
 			return err
 		}
 	}
@@ -68,6 +92,10 @@ func (d *Folder) open(shards []string, index *index) error {
 
 // shardsOf names the files of the checkpoint; the index is nil for a single file.
 func shardsOf(dir string) ([]string, *index, error) {
+	singleName, indexName := singleName, indexName
+	if !hasEither(dir, singleName, indexName) && hasEither(dir, torchSingleName, torchIndexName) {
+		singleName, indexName = torchSingleName, torchIndexName
+	}
 	single, sharded := exists(filepath.Join(dir, singleName)), exists(filepath.Join(dir, indexName))
 	switch {
 	case !single && !sharded:
@@ -93,10 +121,20 @@ func notFound(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return system("read", dir, err)
 	}
-	if old, _ := filepath.Glob(filepath.Join(dir, "*.bin")); len(old) > 0 {
-		e.Hint = "convert " + filepath.Base(old[0]) + " with model.save_pretrained(..., safe_serialization=True)"
+	for _, pattern := range [...]string{"*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"} {
+		if other, _ := filepath.Glob(filepath.Join(dir, pattern)); len(other) > 0 {
+			e.Hint = "name the file itself, such as " + other[0]
+		}
+	}
+	if shards, _ := filepath.Glob(filepath.Join(dir, "*.distcp")); len(shards) > 0 {
+		e.Reason = "is a distributed checkpoint of PyTorch (.distcp), whose tensors are cut over files"
+		e.Hint = "put it together first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch " + dir + " model.pt, and merge model.pt"
 	}
 	return e
+}
+
+func hasEither(dir, single, index string) bool {
+	return exists(filepath.Join(dir, single)) || exists(filepath.Join(dir, index))
 }
 
 func (d *Folder) add(f *File) error {
@@ -117,13 +155,13 @@ func (d *Folder) checkIndex(weights map[string]string) error {
 		path := filepath.Join(d.Dir, weights[name])
 		if t, ok := d.byName[name]; !ok || t.File.Path != path {
 			return &Error{Op: "read", File: path, Tensor: name, Err: ErrMissing,
-				Reason: "in " + indexName + " but not in the file"}
+				Reason: "in the index but not in the file"}
 		}
 	}
 	for _, t := range d.Tensors {
 		if _, ok := weights[t.Name]; !ok {
 			return &Error{Op: "read", File: t.File.Path, Tensor: t.Name, Err: ErrExtra,
-				Reason: "in the file but not in " + indexName}
+				Reason: "in the file but not in the index"}
 		}
 	}
 	return nil

@@ -97,11 +97,11 @@ func TestFolderRefuses(t *testing.T) {
 		_, err := Open("absent")
 		wantError(t, err, os.ErrNotExist, "absent")
 	})
-	t.Run("a pickled checkpoint", func(t *testing.T) {
+	t.Run("a checkpoint of another name", func(t *testing.T) {
 		dir := t.TempDir()
-		put(t, dir, map[string]string{"pytorch_model.bin": ""})
+		put(t, dir, map[string]string{"step.pt": ""})
 		_, err := Open(dir)
-		wantError(t, err, os.ErrNotExist, dir, "convert pytorch_model.bin")
+		wantError(t, err, os.ErrNotExist, dir, "name the file itself")
 	})
 }
 

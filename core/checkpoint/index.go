@@ -25,7 +25,7 @@ func readIndex(path string) (*index, error) {
 	if err != nil {
 		return nil, system("read", path, err)
 	}
-	weights, err := parseIndex(text)
+	weights, err := parseIndex(text, extensionOf(path))
 	if err != nil {
 		return nil, inFile(err, path)
 	}
@@ -41,7 +41,15 @@ func (x *index) unchanged() error {
 	return &Error{Op: "read", File: x.path, Reason: "the checkpoint was replaced while it was being opened", Hint: "open it again", Err: ErrInProgress}
 }
 
-func parseIndex(text []byte) (map[string]string, error) {
+// extensionOf is that of the shards an index names.
+func extensionOf(path string) string {
+	if filepath.Base(path) == torchIndexName {
+		return ".bin"
+	}
+	return ".safetensors"
+}
+
+func parseIndex(text []byte, extension string) (map[string]string, error) {
 	if !json.Valid(text) || !utf8.Valid(text) {
 		return nil, malformed("", "not JSON")
 	}
@@ -54,8 +62,8 @@ func parseIndex(text []byte) (map[string]string, error) {
 		weights = map[string]string{}
 		return s.object(func(tensor string) error {
 			shard, err := s.string()
-			if err == nil && (!plainName(shard) || !strings.HasSuffix(shard, ".safetensors")) {
-				err = s.errorf("tensor %q is said to be in %q: want the name of a .safetensors file in this folder", tensor, shard)
+			if err == nil && (!plainName(shard) || !strings.HasSuffix(shard, extension)) {
+				err = s.errorf("tensor %q is said to be in %q: want the name of a %s file in this folder", tensor, shard, extension)
 			}
 			weights[tensor] = shard
 			return err

@@ -68,7 +68,7 @@ func Split(specs []Spec, maxBytes int64) (*Plan, error) {
 }
 
 // Like plans the shards of source again: each tensor goes to the file of the same
-// name. Every spec must be a tensor of source; tensors without a spec are left out.
+// name, or, where the source is PyTorch's, of the same number. Every spec must be a tensor of source; tensors without a spec are left out.
 func Like(specs []Spec, source *Folder) (*Plan, error) {
 	byFile := map[string][]Spec{}
 	for _, s := range specs {
@@ -82,11 +82,18 @@ func Like(specs []Spec, source *Folder) (*Plan, error) {
 	}
 	var names []string
 	var groups [][]Spec
-	for _, f := range source.Files {
+	for i, f := range source.Files {
 		name := filepath.Base(f.Path)
-		if len(byFile[name]) > 0 {
-			names, groups = append(names, name), append(groups, byFile[name])
+		specs := byFile[name]
+		if len(specs) == 0 {
+			continue
 		}
+		if !source.Sharded {
+			name = singleName
+		} else if source.Torch {
+			name = fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, len(source.Files))
+		}
+		names, groups = append(names, name), append(groups, specs)
 	}
 	return newPlan(names, groups)
 }

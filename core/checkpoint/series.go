@@ -83,7 +83,7 @@ func candidates(root string) ([]string, error) {
 }
 
 func isCheckpoint(dir string) bool {
-	return exists(filepath.Join(dir, singleName)) || exists(filepath.Join(dir, indexName))
+	return hasEither(dir, singleName, indexName) || hasEither(dir, torchSingleName, torchIndexName)
 }
 
 func stepOf(dir string, pattern *regexp.Regexp) (int64, bool, error) {
