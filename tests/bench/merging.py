@@ -4,7 +4,12 @@
 
 Makes ``--checkpoints`` checkpoints of ``--parameters`` numbers (bfloat16, three shards each) below ``--dir``
 unless they are there: 1.3 GB each by default. Each round runs every arm once, in turn, so that the ratios are
-of runs seconds apart; the figures are medians over rounds. ``cold`` drops the files from the page cache first.
+of runs seconds apart; the figures are medians over rounds. ``--cold`` empties the page cache first (by
+/proc/sys/vm/drop_caches as root, else by advice on the files). ``cpu`` is processor seconds of the processes that
+merge, which other work on the machine does not add to.
+
+``--method slerp`` merges the first two; ``ties`` and ``dare`` take the first as the base. ``--sweep 12`` makes
+that many candidates in one pass, and times the bare writing of as many bytes beside it.
 """
 
 from __future__ import annotations
@@ -78,6 +83,10 @@ def make(root: Path, count: int, parameters: int) -> list[Path]:
 
 def drop(folders: list[Path]) -> None:
     """Take the files out of the page cache."""
+    if os.geteuid() == 0:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        return
     for folder in folders:
         for path in folder.glob("*.safetensors"):
             with path.open("rb") as file:
@@ -95,9 +104,9 @@ def warm(folders: list[Path]) -> None:
                     pass
 
 
-# What each arm runs, in a process of its own: {"seconds": of the merge alone, "anonymous": peak bytes}.
+# What each arm runs, in a process of its own: {"seconds": of the merge alone, "cpu": of the plugin, "anonymous": its peak bytes}.
 TRIVIUM = """
-import json, sys, time, threading
+import json, os, sys, time, threading
 from pathlib import Path
 import trivium
 sources, out, method, options = json.loads(sys.argv[1])
@@ -111,19 +120,51 @@ def anonymous(pid):
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
     return 0
+def cpu(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 def watch():
     global peak
     while not over.wait(0.02):
         peak = max(peak, sum(anonymous(pid) for pid in pids))
 watcher = threading.Thread(target=watch)
-if options.pop("memory"):
+if options.pop("memory", False):
     watcher.start()
-begin = time.perf_counter()
-report = trivium.merge(sources, out, method=method, engine=engine, **options)
+before, begin = sum(map(cpu, pids)), time.perf_counter()
+if method == "sweep":
+    series = trivium.series(*sources)
+    many = options.pop("candidates")
+    alphas = [("ema", {"alpha": (k + 1) / (many + 1)}) for k in range(many)]
+    report = trivium.sweep(series, out, n=[len(sources)], method=alphas, engine=engine, **options)
+    assert len(report.candidates) == many
+else:
+    report = trivium.merge(sources, out, method=method, engine=engine, **options)
 seconds = time.perf_counter() - begin
 over.set()
 if watcher.ident: watcher.join()
-print(json.dumps({"seconds": seconds, "anonymous": peak, "backend": report.backend}))
+print(json.dumps({"seconds": seconds, "cpu": sum(map(cpu, pids)) - before, "anonymous": peak}))
+"""
+
+# The bytes of so many results written from memory, a chunk at a time, by two threads: what no merge can avoid.
+WRITES = """
+import json, os, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+sources, out, many, options = json.loads(sys.argv[1])
+sizes = [p.stat().st_size for p in Path(sources[-1]).glob("*.safetensors")]
+chunk = os.urandom(1 << 16)
+def write(k):
+    folder = Path(out) / str(k)
+    folder.mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        with open(folder / str(i), "wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            for at in range(0, size, len(chunk)):
+                os.pwrite(file.fileno(), chunk, at)
+begin = time.perf_counter()
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(write, range(many)))
+print(json.dumps({"seconds": time.perf_counter() - begin}))
 """
 
 STREAMED = """
@@ -154,45 +195,73 @@ print(json.dumps({"seconds": time.perf_counter() - begin}))
 
 
 def run_python(program: str, *arguments: object) -> dict[str, object]:
-    done = subprocess.run([sys.executable, "-c", program, json.dumps(arguments)], capture_output=True, text=True)
+    done, cpu = timed([sys.executable, "-c", program, json.dumps(arguments)])
+    return {"cpu": cpu, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def timed(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True)
+    after = os.times()
     if done.returncode:
         sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def run_mergekit(binary: str, sources: list[str], out: str) -> dict[str, object]:
-    """mergekit's linear method with float32 sums, which rounds as the others do. Its start counts: it has no other way to run."""
-    recipe = {"merge_method": "linear", "models": [{"model": s, "parameters": {"weight": 1.0}} for s in sources],
-              "dtype": "float32", "out_dtype": "bfloat16"}  # fmt: skip
+def recipe(method: str, sources: list[str]) -> dict[str, object]:
+    """mergekit's configuration. Sums in float32, which round as the others do."""
+    models: list[dict[str, object]] = [{"model": s} for s in sources]
+    made: dict[str, object] = {"merge_method": method, "dtype": "float32", "out_dtype": "bfloat16", "models": models}
+    if method == "linear":
+        made["parameters"] = {"weight": 1.0}
+    elif method == "slerp":
+        made |= {"base_model": sources[0], "parameters": {"t": 0.5}}
+    else:
+        made |= {"merge_method": "dare_linear" if method == "dare" else method, "base_model": sources[0], "models": models[1:],
+                 "parameters": {"weight": 0.3, "density": 0.5}}  # fmt: skip
+    return made
+
+
+def run_mergekit(binary: str, method: str, sources: list[str], out: str) -> dict[str, object]:
+    """mergekit as a command. Its start counts: it has no other way to run."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
-        json.dump(recipe, file)  # JSON is YAML
+        json.dump(recipe(method, sources), file)  # JSON is YAML
         file.flush()
         begin = time.perf_counter()
-        done = subprocess.run([binary, file.name, out, "--no-copy-tokenizer"], capture_output=True, text=True)
-        seconds = time.perf_counter() - begin
-    if done.returncode:
-        sys.exit(done.stderr)
-    return {"seconds": seconds}
+        _, cpu = timed([binary, file.name, out, "--no-copy-tokenizer"])
+    return {"seconds": time.perf_counter() - begin, "cpu": cpu}
 
 
 def arms(args: argparse.Namespace, sources: list[str], tiny: list[str]) -> dict[str, Callable[[str], dict[str, object]]]:
-    def ours(method: str, **options: object) -> Callable[[str], dict[str, object]]:
-        full = {"warm_up": tiny, "memory": False, "durable": False, **options}
-        return lambda out: run_python(TRIVIUM, sources, out, method, full)
+    def ours(method: str, used: list[str] = sources, **options: object) -> Callable[[str], dict[str, object]]:
+        full = {"warm_up": tiny, "durable": False, **options}
+        return lambda out: run_python(TRIVIUM, used, out, method, full)
 
     weights = [(i + 1) / 36 for i in range(len(sources))] if len(sources) == 8 else [1 / len(sources)] * len(sources)
-    found = {
-        "trivium sma": ours("sma"),
-        "trivium ema": ours("ema"),
-        "trivium wma": ours("wma"),
-        "trivium linear": ours("linear", weights=weights),
-        "trivium sma, memory": ours("sma", memory=True),
-        "torch streamed": lambda out: run_python(STREAMED, sources, out, "sma", {}),
-    }
-    if args.durable:
-        found["trivium sma, durable"] = ours("sma", durable=True)
-    if args.mergekit:
-        found["mergekit linear"] = lambda out: run_mergekit(args.mergekit, sources, out)
+    found = {"trivium sma": ours("sma")}
+    if not args.method and not args.sweep:
+        found |= {
+            "trivium ema": ours("ema"),
+            "trivium wma": ours("wma"),
+            "trivium linear": ours("linear", weights=weights),
+            "trivium sma, memory": ours("sma", memory=True),
+            "torch streamed": lambda out: run_python(STREAMED, sources, out, "sma", {}),
+        }
+        if args.durable:
+            found["trivium sma, durable"] = ours("sma", durable=True)
+        if args.mergekit:
+            found["mergekit linear"] = lambda out: run_mergekit(args.mergekit, "linear", sources, out)
+    for method in args.method:
+        used = sources[:2] if method == "slerp" else sources[1:]
+        options: dict[str, object] = {} if method == "slerp" else {"base": sources[0], "density": 0.5, "source_weights": [0.3] * len(used)}
+        found[f"trivium {method}"] = ours(method, used, **options)
+        if args.memory:
+            found[f"trivium {method}, memory"] = ours(method, used, memory=True, **options)
+        if args.mergekit:
+            found[f"mergekit {method}"] = lambda out, m=method: run_mergekit(args.mergekit, m, sources[:2] if m == "slerp" else sources, out)  # type: ignore[misc]
+    if args.sweep:
+        found[f"trivium sweep of {args.sweep}"] = ours("sweep", candidates=args.sweep)
+        found[f"writes of {args.sweep}"] = lambda out: run_python(WRITES, sources, out, args.sweep, {})
     return {name: arm for name, arm in found.items() if not args.only or name in args.only}
 
 
@@ -206,6 +275,9 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--durable", action="store_true", help="also time a merge that waits for the disk")
     parser.add_argument("--mergekit", help="path of mergekit-yaml, in an environment of its own")
+    parser.add_argument("--method", nargs="*", default=[], choices=["slerp", "ties", "dare"], help="time these instead of linear ones")
+    parser.add_argument("--memory", action="store_true", help="also watch the anonymous memory of those")
+    parser.add_argument("--sweep", type=int, default=0, help="time a sweep of so many candidates")
     parser.add_argument("--only", nargs="*", help="names of arms")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -228,7 +300,7 @@ def main() -> None:
     result = {
         "machine": {"cpus": os.cpu_count(), "processor": platform.processor(), "kernel": platform.release()},
         "parameters": args.parameters, "checkpoints": args.checkpoints, "cold": args.cold,
-        "median_seconds": medians, "times_trivium_sma": {n: s / ours for n, s in medians.items()} if ours else {}, "runs": runs,
+        "median_seconds": medians, "median_cpu": {n: statistics.median(float(r["cpu"]) for r in rs) for n, rs in runs.items()}, "times_trivium_sma": {n: s / ours for n, s in medians.items()} if ours else {}, "runs": runs,
     }  # fmt: skip
     text = json.dumps(result, indent=1)
     if args.output:

@@ -44,17 +44,27 @@ def main() -> None:
     parser.add_argument("--expect", type=Path, help="README with the table to compare with")
     parser.add_argument("--individuals", action="store_true", help="evaluate each checkpoint alone too")
     parser.add_argument("--limit", type=int, help="sequences to use; all by default")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="N")
+    parser.add_argument("--intervals", type=int, nargs="*", default=[200], help="V, in steps; a size that is too long for one is left out")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     losses = Losses(load_file(args.folder / "eval.safetensors")["tokens"], limit=args.limit, batch=32)
     annealed = {p.name: str(p) for p in sorted(args.folder.glob("annealed-*"))}
     begin = time.perf_counter()
-    sweep = trivium.sweep(args.folder, n=SIZES, interval=[200], method=METHODS, evaluate=losses, references=annealed, individuals=args.individuals)
-    rows = sweep.to_rows()
+    found = trivium.series(args.folder)
+    rows, merged, seconds, read = [], [], 0.0, 0
+    for interval in args.intervals:
+        sizes = [n for n in args.sizes if found.steps[-1] - (n - 1) * interval >= found.steps[0]]
+        sweep = trivium.sweep(found, n=sizes, interval=[interval], method=METHODS, evaluate=losses,
+                              references=annealed, individuals=args.individuals)  # fmt: skip
+        rows += [row for row in sweep.to_rows() if row not in rows]
+        merged += sweep.candidates
+        seconds, read = seconds + sweep.seconds, read + sweep.bytes_read
+    best = min(merged, key=lambda c: c.loss or 0.0)
     names = {"last": f"step-{sweep.sources[-1].step:05d}", **{f"step {c.step}": f"step-{c.step:05d}" for c in sweep.sources}}
     got = {names.get(row["name"], row["name"]): row["loss"] for row in rows}
     result = {
-        "best": sweep.best.name, "losses": got, "merge_seconds": sweep.seconds, "bytes_read": sweep.bytes_read,
+        "best": best.name, "losses": got, "merge_seconds": seconds, "bytes_read": read,
         "seconds": time.perf_counter() - begin, "rows": [{k: v for k, v in row.items() if k != "path"} for row in rows],
     }  # fmt: skip
     if args.expect:
