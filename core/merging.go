@@ -14,28 +14,36 @@ import (
 // until all of it is there; a killed merge leaves a journal that
 // spec.Resume goes on from, to the same bytes.
 func (e *Engine) Merge(ctx context.Context, spec *MergeSpec) (*MergeReport, error) {
-	s, err := e.mergeStrategy(spec.Method)
+	m, o, err := e.newMerge(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	info := s.Info()
-	if err := spec.validate(info); err != nil {
-		return nil, err
-	}
-	if spec.Params, err = info.Validate(spec.Params, 0); err != nil {
-		return nil, err
-	}
-	o := &output{dir: spec.Out, method: info.ID(), params: spec.Params, weights: spec.Weights, dtype: spec.Dtype}
-	if o.weights == nil {
-		if o.weights, err = weigh(ctx, s, len(spec.Sources), spec.Steps, spec.Params); err != nil {
-			return nil, at(err, info)
-		}
-	}
-	m := &merging{spec: spec, strategy: s, outputs: []*output{o}}
 	if err := e.merge(ctx, m); err != nil {
 		return nil, err
 	}
 	return &o.report, nil
+}
+
+// newMerge is a merge with one output; no file is open yet.
+func (e *Engine) newMerge(ctx context.Context, spec *MergeSpec) (*merging, *output, error) {
+	s, err := e.mergeStrategy(spec.Method)
+	if err != nil {
+		return nil, nil, err
+	}
+	info := s.Info()
+	if err := spec.validate(info); err != nil {
+		return nil, nil, err
+	}
+	if spec.Params, err = info.Validate(spec.Params, 0); err != nil {
+		return nil, nil, err
+	}
+	o := &output{dir: spec.Out, method: info.ID(), params: spec.Params, weights: spec.Weights, dtype: spec.Dtype}
+	if o.weights == nil {
+		if o.weights, err = weigh(ctx, s, len(spec.Sources), spec.Steps, spec.Params); err != nil {
+			return nil, nil, at(err, info)
+		}
+	}
+	return &merging{spec: spec, strategy: s, outputs: []*output{o}}, o, nil
 }
 
 // merge runs one pass and fills in the reports of its outputs.
@@ -106,7 +114,16 @@ type output struct {
 
 	plan   *checkpoint.Plan
 	writer *checkpoint.Writer
+	sink   sink // the writer, or a part of what another process writes
 	report MergeReport
+}
+
+// sink is where merged tensors go.
+type sink interface {
+	Tensors() []*checkpoint.Tensor
+	Completed(name string) bool
+	Note(name string) string
+	DoneWith(t *checkpoint.Tensor, note string) error
 }
 
 func (m *merging) close() {
@@ -115,7 +132,8 @@ func (m *merging) close() {
 	}
 }
 
-func (m *merging) run(ctx context.Context) error {
+// ready reads the sources and plans the outputs.
+func (m *merging) ready() error {
 	if err := m.read(); err != nil {
 		return err
 	}
@@ -123,6 +141,13 @@ func (m *merging) run(ctx context.Context) error {
 		if err := m.prepare(o); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (m *merging) run(ctx context.Context) error {
+	if err := m.ready(); err != nil {
+		return err
 	}
 	if m.spec.DryRun {
 		return m.preflight()

@@ -38,6 +38,7 @@ func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
 		if o.writer, err = checkpoint.Create(o.plan, m.options(o)); err != nil {
 			return err
 		}
+		o.sink = o.writer
 	}
 	if err := m.fill(ctx, outputs); err != nil {
 		return err
@@ -73,12 +74,12 @@ func (m *merging) fill(ctx context.Context, outputs []*output) error {
 	f := filling{merging: m, outputs: outputs, tensors: make([]map[string]*checkpoint.Tensor, len(outputs))}
 	for i, o := range outputs {
 		f.tensors[i] = make(map[string]*checkpoint.Tensor, len(m.rows))
-		for _, t := range o.writer.Tensors() {
+		for _, t := range o.sink.Tensors() {
 			f.tensors[i][t.Name] = t
 			f.total += t.Size
 		}
 	}
-	for _, t := range outputs[0].writer.Tensors() {
+	for _, t := range outputs[0].sink.Tensors() {
 		if err := f.add(ctx, t); err != nil {
 			return err
 		}
@@ -100,11 +101,11 @@ type filling struct {
 func (f *filling) add(ctx context.Context, t *checkpoint.Tensor) error {
 	missing := 0
 	for i, o := range f.outputs {
-		if !o.writer.Completed(t.Name) {
+		if !o.sink.Completed(t.Name) {
 			missing++
 			continue
 		}
-		if err := o.resumed(t.Name, o.writer.Note(t.Name)); err != nil {
+		if err := o.resumed(t.Name, o.sink.Note(t.Name)); err != nil {
 			return err
 		}
 		f.done += f.tensors[i][t.Name].Size
@@ -144,10 +145,10 @@ func (f *filling) flush(ctx context.Context) error {
 	for i, name := range f.batch {
 		for k, o := range f.outputs {
 			t := f.tensors[k][name]
-			if o.writer.Completed(name) {
+			if o.sink.Completed(name) {
 				continue // written again with the same bytes, for the sake of the others
 			}
-			if err := o.writer.DoneWith(t, o.account(reports[i])); err != nil {
+			if err := o.sink.DoneWith(t, o.account(reports[i])); err != nil {
 				return err
 			}
 			o.report.Bytes += t.Size

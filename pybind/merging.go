@@ -29,28 +29,78 @@ type mergeRequest struct {
 	Threads        int         `json:"threads"`
 }
 
+// spec is what the request asks for, and the engine to do it.
+func (in *mergeRequest) spec(ctx context.Context) (*engine, *core.MergeSpec, error) {
+	e, err := engines.find(in.Engine)
+	if err != nil {
+		return nil, nil, err
+	}
+	dtype, err := dtypeOf(in.Dtype)
+	if err != nil {
+		return nil, nil, err
+	}
+	return e, &core.MergeSpec{Method: in.Method, Sources: in.Sources, Base: in.Base, Out: in.Out,
+		Weights: in.Weights, Steps: in.Steps, Params: in.Params, Dtype: dtype, Float64: in.Float64,
+		AllowNonFinite: in.AllowNonFinite, Overwrite: in.Overwrite, Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun,
+		ShardBytes: in.ShardBytes, Threads: in.Threads,
+		Progress: func(done, total int64) { reportProgress(ctx, done, total) }}, nil
+}
+
 func merge(ctx context.Context, request string) (string, error) {
 	var in mergeRequest
 	if err := unmarshal(request, &in); err != nil {
 		return "", err
 	}
-	e, err := engines.find(in.Engine)
+	e, spec, err := in.spec(ctx)
 	if err != nil {
 		return "", err
 	}
-	dtype, err := dtypeOf(in.Dtype)
+	return marshalled(e.Merge(ctx, spec))
+}
+
+// A merge in parts: begun and finished by one process, each part done by any.
+type partRequest struct {
+	mergeRequest
+	Recipe string            `json:"recipe"`
+	Shard  string            `json:"shard"`
+	Parts  []core.PartReport `json:"parts"`
+}
+
+func mergeBegin(ctx context.Context, request string) (string, error) {
+	return withParts(ctx, request, func(e *engine, spec *core.MergeSpec, _ *partRequest) (string, error) {
+		return marshalled(e.BeginMerge(ctx, spec))
+	})
+}
+
+func mergePart(ctx context.Context, request string) (string, error) {
+	return withParts(ctx, request, func(e *engine, spec *core.MergeSpec, in *partRequest) (string, error) {
+		return marshalled(e.MergePart(ctx, spec, in.Recipe, in.Shard))
+	})
+}
+
+func mergeFinish(ctx context.Context, request string) (string, error) {
+	return withParts(ctx, request, func(e *engine, spec *core.MergeSpec, in *partRequest) (string, error) {
+		return marshalled(e.FinishMerge(ctx, spec, in.Recipe, in.Parts))
+	})
+}
+
+func withParts(ctx context.Context, request string, do func(e *engine, spec *core.MergeSpec, in *partRequest) (string, error)) (string, error) {
+	var in partRequest
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	e, spec, err := in.spec(ctx)
 	if err != nil {
 		return "", err
 	}
-	report, err := e.Merge(ctx, &core.MergeSpec{Method: in.Method, Sources: in.Sources, Base: in.Base, Out: in.Out,
-		Weights: in.Weights, Steps: in.Steps, Params: in.Params, Dtype: dtype, Float64: in.Float64,
-		AllowNonFinite: in.AllowNonFinite, Overwrite: in.Overwrite, Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun,
-		ShardBytes: in.ShardBytes, Threads: in.Threads,
-		Progress: func(done, total int64) { reportProgress(ctx, done, total) }})
+	return do(e, spec, &in)
+}
+
+func marshalled[T any](result T, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return marshal(report)
+	return marshal(result)
 }
 
 // dtypeOf is tensor.Invalid for "".

@@ -9,7 +9,7 @@ from typing import Any
 
 from trivium import _bridge
 from trivium._engine import Engine, default_engine
-from trivium._errors import InvalidArgument
+from trivium._errors import InvalidArgument, Unsupported
 from trivium._params import plain
 
 
@@ -56,6 +56,16 @@ class MergeReport:
         return merge_html(self)
 
 
+def refuse_urls(*paths: str) -> None:
+    """Refuse what is not a path: files are mapped, and written in place."""
+    for path in paths:
+        if "://" in path:
+            raise Unsupported(
+                f"{path} is a URL: want a path",
+                hint="mount the storage, or copy with fsspec.filesystem(...).get before the merge and .put after it",
+            )
+
+
 def merge(
     sources: Sequence[str | PathLike[str]],
     out: str | PathLike[str],
@@ -75,6 +85,7 @@ def merge(
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
     timeout: float | None = None,
+    ray: str | bool = False,
     engine: Engine | None = None,
     **params: Any,
 ) -> MergeReport:
@@ -86,7 +97,8 @@ def merge(
     Parameters
     ----------
     sources : sequence of paths
-        Hugging Face folders of safetensors, oldest first.
+        Checkpoints, oldest first: Hugging Face folders, or single files, of safetensors or
+        of what ``torch.save`` writes (its pickle is read and never run).
     out : path
         Folder to be made. Configuration and tokenizer come from the newest source.
     method : str
@@ -116,6 +128,10 @@ def merge(
         Check and plan, write nothing. The report tells the disk space needed and free.
     progress : callable, optional
         Called with bytes written and bytes to write.
+    ray : bool or str
+        Fill the shards of the output as tasks on a Ray cluster: True for the one that is
+        there (or a local one), or its address. Every machine must see the same files under
+        the same paths. The bytes are those of a local merge; a worker that dies is replaced.
 
     Raises
     ------
@@ -125,7 +141,7 @@ def merge(
     """
     if isinstance(sources, (str, PathLike)):
         raise InvalidArgument("sources is one path: want a list of checkpoint folders, oldest first")
-    request = {
+    request: dict[str, Any] = {
         "engine": (engine or default_engine()).handle,
         "method": method,
         "sources": [fspath(s) for s in sources],
@@ -144,7 +160,13 @@ def merge(
         "shard_bytes": int(shard_bytes or 0),
         "threads": threads,
     }
-    result = _bridge.run("merge", request, timeout, progress=progress)
+    refuse_urls(*request["sources"], request["out"], request["base"])
+    if ray is not False and not dry_run:
+        from trivium._ray import merge_on_ray
+
+        result = merge_on_ray(request, ray if isinstance(ray, str) else "", timeout, progress)
+    else:
+        result = _bridge.run("merge", request, timeout, progress=progress)
     if progress is not None:
         progress(result["bytes_written"], result["bytes_written"])
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in result.items()}

@@ -21,9 +21,22 @@ class _Group(TyperGroup):
     """Subcommands, and a merge when the first word is none of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = _with_address(args)
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+
+def _with_address(args: list[str]) -> list[str]:
+    """Give ``--ray`` without an address the word for it."""
+    full = []
+    for i, word in enumerate(args):
+        full.append(word)
+        following = args[i + 1] if i + 1 < len(args) else "-"
+        address = following in ("auto", "local", "here") or (":" in following and not Path(following).exists())
+        if word == "--ray" and not address:
+            full.append("here")
+    return full
 
 
 app = typer.Typer(
@@ -66,6 +79,7 @@ def merge(
     resume: Resume = False,
     durable: Durable = True,
     dry_run: DryRun = False,
+    ray: Annotated[Optional[str], typer.Option(metavar="[ADDRESS]", help="fill shards on a Ray cluster: the one at this address, or that is there, or a local one")] = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Merge checkpoints into one (what `trivium merge A B --out D` does)."""
@@ -73,15 +87,19 @@ def merge(
         raise InvalidArgument("want checkpoint folders, or --config with a mergekit configuration")
     if config is not None:
         _merge_config(config, to, output, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
-                      resume=resume, durable=durable, dry_run=dry_run)  # fmt: skip
+                      resume=resume, durable=durable, dry_run=dry_run, ray=_cluster(ray))  # fmt: skip
         return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
             sources or [], to, method=method, weights=numbers("--weights", weights), base=base, dtype=dtype, float64=float64,
             allow_non_finite=allow_non_finite, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
-            progress=progress, **parameters(param or []),
+            ray=_cluster(ray), progress=progress, **parameters(param or []),
         )  # fmt: skip
     _print_merge(report, output)
+
+
+def _cluster(address: Optional[str]) -> str | bool:
+    return False if address is None else True if address == "here" else address
 
 
 def _merge_config(config: Path, to: Path, output: Output, **options: Any) -> None:
