@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware/cpu"
@@ -23,10 +24,24 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	k := kernel.New(backend)
+	k := kernel.New(backend).WithCrossover(crossover())
 	var strategies []core.Strategy
 	strategies = append(strategies, all.Attention(k)...)
 	strategies = append(strategies, all.Position()...)
 	strategies = append(strategies, all.Merge(tile.New(backend))...)
 	sdk.Serve(sdk.Config{Strategies: strategies, Kernel: k})
+}
+
+// crossover is what `trivium tune` left in the user's cache. A file that cannot
+// be read is said and not used.
+func crossover() *kernel.Crossover {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil
+	}
+	c, err := kernel.ReadCrossover(filepath.Join(cache, "trivium", "crossover.json"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return c
 }

@@ -15,7 +15,8 @@ import (
 // Kernel attends on one backend. It holds no state between calls and is safe
 // for use by several goroutines.
 type Kernel struct {
-	backend hardware.Backend
+	backend   hardware.Backend
+	crossover *Crossover // nil: not measured
 }
 
 // New makes a kernel on a backend.
@@ -101,6 +102,9 @@ func (c *Call) choose(ctx context.Context, choose Selector) (*core.Selection, er
 		return c.Dense("dense", "dense was asked for"), nil
 	case c.decodes() && c.Request.Mask == nil: // a mask of the caller's is obeyed
 		return c.Dense("dense_decode", "one query per sequence: decoding is dense"), nil
+	}
+	if reason := c.tooShort(); reason != "" {
+		return c.Dense("dense", reason), nil
 	}
 	if size := c.Params.Int("segment"); size > 0 {
 		return c.chooseBySegment(ctx, size, choose)

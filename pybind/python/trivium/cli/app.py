@@ -12,7 +12,7 @@ from rich.table import Table
 
 import trivium
 from trivium._errors import TriviumError
-from trivium.cli import evaluating, merging, plugins, searching
+from trivium.cli import evaluating, merging, plugins, searching, tuning
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(merging.app, name="merge")
 app.add_typer(plugins.app, name="plugin")
 app.command()(searching.search)
 app.command("eval")(evaluating.eval_command)
+app.command()(tuning.tune)
 
 
 class Kind(str, Enum):
