@@ -14,7 +14,13 @@ GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strate
 # Where goroutines share memory; the kernels' own threads are checked by their invariance tests.
 RACE := ./core/... ./plugins/... ./pybind/...
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race wheel testenv types pytest compat docs notebooks bench clean
+# package:target; each is fuzzed for FUZZTIME beyond its committed corpus.
+FUZZ := core/checkpoint:FuzzHeader core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema plugins/host:FuzzManifest \
+	plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/wire:FuzzDecode plugins/wire:FuzzBlockMask
+FUZZTIME ?= 2s
+EXAMPLES := dilated-window shrunk-positions
+
+.PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -24,7 +30,7 @@ $(VENV)/demo.stamp: $(shell git ls-files -- '*.go' '*.c' '*.h' '*.py' '*.cu' go.
 	$(VENV)/bin/python $(PIP) '.[demo]'
 	touch $@
 
-test: gen-check format-check lint vet go-test race wheel testenv types pytest compat docs notebooks
+test: gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks
 
 # Seconds after the first run: what most changes can break.
 check: format-check vet
@@ -62,6 +68,15 @@ go-test:
 
 race:
 	go test -timeout 30m -race -short $(RACE)
+
+fuzz:
+	@for target in $(FUZZ); do \
+		go test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 "./$${target%:*}" || exit 1; \
+	done
+
+# Plugins in modules of their own, by the same suite that their authors run. The one in Python is pytest's.
+examples:
+	@for example in $(EXAMPLES); do (cd examples/$$example && go vet ./... && go test ./...) || exit 1; done
 
 wheel:
 	rm -rf $(DIST)

@@ -8,6 +8,8 @@ import "C"
 
 import (
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -25,16 +27,7 @@ import (
 func Import(array, schema uintptr) (*tensor.Tensor, error) {
 	imported := cdata.ArrayFromPtr(array)
 	defer cdata.ReleaseCArrowArray(imported) // nothing is left to release once it was moved
-	described := cdata.SchemaFromPtr(schema)
-	if err := checkSchema((*C.struct_ArrowSchema)(unsafe.Pointer(described))); err != nil {
-		cdata.ReleaseCArrowSchema(described)
-		return nil, err
-	}
-	field, err := cdata.ImportCArrowField(described)
-	if err != nil {
-		return nil, fmt.Errorf("arrow schema: %w", err)
-	}
-	l, err := readLayout(field)
+	field, l, err := readSchema(schema)
 	if err != nil {
 		return nil, err
 	}
@@ -60,14 +53,48 @@ func (l layout) tensor(data arrow.ArrayData) (*tensor.Tensor, error) {
 	return tensor.New(values.Buffers()[1], first*l.dtype.Size(), l.dtype, shape, strides, tensor.CPU)
 }
 
-// checkSchema refuses what makes cdata v17 panic: a list without a child or length.
+// readSchema takes the schema over and reads it.
+func readSchema(schema uintptr) (arrow.Field, layout, error) {
+	described := cdata.SchemaFromPtr(schema)
+	if err := checkSchema((*C.struct_ArrowSchema)(unsafe.Pointer(described))); err != nil {
+		cdata.ReleaseCArrowSchema(described)
+		return arrow.Field{}, layout{}, err
+	}
+	field, err := cdata.ImportCArrowField(described)
+	if err != nil {
+		return arrow.Field{}, layout{}, fmt.Errorf("arrow schema: %w", err)
+	}
+	l, err := readLayout(field)
+	return field, l, err
+}
+
+// checkSchema refuses what makes cdata v17 panic: it trusts the producer's
+// format strings and counts.
 func checkSchema(s *C.struct_ArrowSchema) error {
 	if s.release == nil || s.format == nil {
 		return fmt.Errorf("the arrow schema was released or imported before")
 	}
 	format := C.GoString(s.format)
-	if strings.HasPrefix(format, "+") && (s.n_children != 1 || format == "+w:0") {
-		return fmt.Errorf("arrow schema of format %s with %d children: want a list of numbers", format, s.n_children)
+	if !strings.HasPrefix(format, "+") {
+		return checkElement(format, s)
+	}
+	length, ok := strings.CutPrefix(format, "+w:")
+	if n, err := strconv.ParseInt(length, 10, 32); !ok || err != nil || n < 1 || s.n_children != 1 || s.children == nil || *s.children == nil {
+		return fmt.Errorf("arrow schema of format %q with %d children: want a list of numbers of one length", format, s.n_children)
+	}
+	child := *s.children
+	if child.release == nil || child.format == nil {
+		return fmt.Errorf("the arrow schema's list has an element that was released")
+	}
+	return checkElement(C.GoString(child.format), child)
+}
+
+// element is the format of what is not nested: a letter, perhaps with a unit.
+var element = regexp.MustCompile(`^([a-zA-Z]|t[dtsDi][a-zA-Z]?:?[A-Za-z0-9/_+-]*)$`)
+
+func checkElement(format string, s *C.struct_ArrowSchema) error {
+	if s.n_children != 0 || s.dictionary != nil || !element.MatchString(format) {
+		return fmt.Errorf("arrow schema of format %q with %d children: want numbers, or lists of numbers", format, s.n_children)
 	}
 	return nil
 }
