@@ -178,7 +178,7 @@ def add(
     with opened(path) as manifest:
         check(manifest)
         _show(manifest)
-    before = plugin.installed(lock).get(manifest.name)
+    before = plugin.added(lock).get(manifest.name)
     same = before is not None and (before.manifest, before.rights) == (manifest.sha256, manifest.rights)
     if before is not None and not same:
         out.print(f"[yellow]it replaces[/] version {before.version or '?'}, manifest {before.manifest}, rights {before.rights}", soft_wrap=True)
@@ -198,7 +198,7 @@ def _ask() -> None:
 @app.command("list")
 def list_command(lock: LockOption = None, output: OutputOption = Output.text) -> None:
     """List the plugins that were added, and those of installed packages."""
-    entries, found = plugin.installed(lock), plugin.discover()
+    entries, found = plugin.added(lock), plugin.discover()
     if output is Output.json:
         print_json({"added": {n: e.data() for n, e in entries.items()}, "packages": {f.name: f.folder for f in found}})
         return
@@ -213,7 +213,7 @@ def list_command(lock: LockOption = None, output: OutputOption = Output.text) ->
 @app.command()
 def info(name: Annotated[str, typer.Argument(help="a plugin that was added, or a path")], lock: LockOption = None) -> None:
     """Describe a plugin: hashes, strategies, rights."""
-    entry = plugin.installed(lock).get(name)
+    entry = plugin.added(lock).get(name)
     if entry is None and not Path(name).exists():
         raise InvalidArgument(f"{name} was not added, and is no path", hint="trivium plugin list")
     with opened(entry.folder if entry else Path(name)) as manifest:

@@ -149,7 +149,7 @@ def remove(name: str, *, lock: Path | None = None) -> Entry:
     return entry
 
 
-def installed(lock: Path | None = None) -> dict[str, Entry]:
+def added(lock: Path | None = None) -> dict[str, Entry]:
     """Give the plugins of the lock file."""
     return Lock.read(lock).plugins
 
@@ -177,7 +177,7 @@ def _folder(module: str) -> Path | None:
 def verify(lock: Path | None = None) -> dict[str, str]:
     """Check each plugin of the lock file; give a problem for each, empty where all is well."""
     problems = {}
-    for name, entry in installed(lock).items():
+    for name, entry in added(lock).items():
         problems[name] = _problem(name, entry)
     return problems
 
