@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/plugins"
 	"github.com/trivium-ml/trivium/plugins/shm"
 )
 
@@ -54,6 +56,12 @@ type PluginStatus struct {
 // Open reads the manifests. It starts no process. The caller calls Close.
 func Open(_ context.Context, o Options) (*Host, error) {
 	h := &Host{options: o.withDefaults(), pool: o.Pool}
+	if o.Reattach == nil {
+		var err error
+		if h.options.Reattach, err = reattached(os.Getenv(plugins.EnvReattach)); err != nil {
+			return nil, err
+		}
+	}
 	manifests, err := h.manifests()
 	if err != nil {
 		return nil, err

@@ -37,6 +37,9 @@ type Options struct {
 	Launcher string
 	// Python runs plugins written in Python.
 	Python Python
+	// Reattach are sockets at which plugins wait that were started by hand, by the
+	// plugin's name; nil: what TRIVIUM_REATTACH says. They are not confined.
+	Reattach map[string]string
 	// Defaults replace those of parameters, by dotted identifier.
 	Defaults map[string]core.Params
 	// Log gets what the host and its plugins log; nil: warnings only.

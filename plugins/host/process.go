@@ -25,6 +25,9 @@ type Config struct {
 	StartTimeout time.Duration
 	// Confine restricts the process; nil: it may do what the host may.
 	Confine *Confinement
+	// Attach is the socket at which the process waits, started by somebody else;
+	// "": it is started.
+	Attach string
 	// Plain: no mutual TLS on the socket.
 	Plain bool
 

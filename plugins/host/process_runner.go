@@ -43,6 +43,10 @@ type child struct {
 	stdout, stderr *pipeReader
 	exited         chan struct{}
 
+	waitsAt     string // socket of a process that was started by hand; "": we start it
+	attachedPID int
+	pidfd       int
+
 	mu      sync.Mutex
 	running bool // the process id is ours
 	killed  bool // by us
@@ -76,6 +80,10 @@ func newChild(executable, sideChannel, lane *os.File, config Config, env []strin
 		Stderr:      stderrWrite,
 		ExtraFiles:  []*os.File{plugins.SideChannelFD - 3: sideChannel, plugins.HandshakeFD - 3: handshakeWrite, plugins.LaneFD - 3: lane},
 		SysProcAttr: &unix.SysProcAttr{Setpgid: true},
+	}
+	if config.Attach != "" {
+		c.waitsAt, c.cmd.Args = config.Attach, []string{config.Path}
+		return c, nil
 	}
 	if err := c.program(executable, config, scratch); err != nil {
 		c.closeAll()
@@ -137,7 +145,11 @@ func (c *child) Start(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := errStopped
-	if !c.killed {
+	switch {
+	case c.killed:
+	case c.waitsAt != "":
+		err = c.attach()
+	default:
 		err = c.cmd.Start()
 	}
 	if err != nil {
@@ -147,6 +159,10 @@ func (c *child) Start(context.Context) error {
 	}
 	c.closeInherited()
 	c.running = true
+	if c.waitsAt != "" {
+		go c.awaitAttached()
+		return nil
+	}
 	go c.reap()
 	return nil
 }
@@ -179,6 +195,9 @@ func (c *child) Kill(context.Context) error {
 	c.killed = true
 	if !c.running {
 		return nil
+	}
+	if c.waitsAt != "" {
+		return unix.PidfdSendSignal(c.pidfd, unix.SIGKILL, nil, 0)
 	}
 	return unix.Kill(-c.cmd.Process.Pid, unix.SIGKILL)
 }
@@ -217,6 +236,9 @@ func (c *child) endedByItself() bool {
 }
 
 func (c *child) pid() int {
+	if c.waitsAt != "" {
+		return c.attachedPID
+	}
 	if c.cmd.Process == nil {
 		return 0
 	}

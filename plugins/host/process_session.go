@@ -76,7 +76,7 @@ func (s *Session) Err() error {
 // startSession verifies, starts and connects to a plugin process. It gives up,
 // and kills the process, when ctx is done.
 func startSession(ctx context.Context, c Config) (*Session, error) {
-	executable, err := verifiedCopy(c.Path, c.SHA256, c.interpreter == nil)
+	executable, err := c.executable()
 	if err != nil {
 		return nil, err
 	}
@@ -155,8 +155,19 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		s.memory = int64(c.Confine.Rights.memory() >> 20)
 	}
 	go s.watch()
-	go s.watchOver(c.Confine != nil)
+	if c.Attach == "" { // one in a debugger stands still as long as it likes
+		go s.watchOver(c.Confine != nil)
+	}
 	return s, nil
+}
+
+// executable is a verified copy of what is started; nothing is when the process
+// waits.
+func (c *Config) executable() (*os.File, error) {
+	if c.Attach != "" {
+		return os.Open(os.DevNull)
+	}
+	return verifiedCopy(c.Path, c.SHA256, c.interpreter == nil)
 }
 
 // makeScratch makes the directory that a confined process may write to.

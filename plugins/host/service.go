@@ -51,7 +51,9 @@ func newService(h *Host, m *Manifest, kind core.StrategyKind) *service {
 		Env: append(PluginEnv(os.Environ()), plugins.EnvKind+"="+string(kind)),
 		Log: h.options.Log.WithField(core.LogComponent, "plugin."+string(kind)),
 	}
-	if err := s.complete(&c, m); err != nil {
+	if c.Attach = h.options.Reattach[m.Name]; c.Attach != "" {
+		h.options.Log.WithField(core.LogPlugin, m.Name).Warnf("attached at %s: neither verified nor confined", c.Attach)
+	} else if err := s.complete(&c, m); err != nil {
 		refusal := core.AsError(err)
 		refusal.Plugin = m.Name
 		s.refusal.Store(refusal)

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	confine.Enter()
-	if sdk.Hosted() {
+	if sdk.Hosted() || os.Getenv(plugins.EnvAttach) != "" {
 		sdk.Serve(served())
 	}
 	os.Exit(m.Run())

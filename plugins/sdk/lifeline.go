@@ -48,6 +48,7 @@ func Inherit() (sideChannel *os.File, err error) {
 // that the plugin starts.
 func inherited(fd int, kind uint32, name string) (*os.File, error) {
 	var st unix.Stat_t
+	fd = descriptor(fd)
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("%s: descriptor %d: %w", name, fd, err)
 	}
@@ -69,7 +70,7 @@ func endWith(host int) error {
 		return fmt.Errorf("watch the host: pidfd_open: %w", err)
 	}
 	// Had the host died before, its id could belong to another process by now.
-	if os.Getppid() != host {
+	if os.Getppid() != host && !attached() {
 		os.Exit(1)
 	}
 	go func() {

@@ -26,6 +26,11 @@ func Serve(c Config) {
 	if len(os.Args) == 2 && os.Args[1] == describeFlag {
 		exit(describe(os.Stdout, c))
 	}
+	if path := os.Getenv(plugins.EnvAttach); path != "" && !Hosted() {
+		if err := attach(path); err != nil {
+			exit(err)
+		}
+	}
 	if !Hosted() {
 		exit(fmt.Errorf("this is a Trivium plugin: it is started by a host; %s prints its strategies", describeFlag))
 	}

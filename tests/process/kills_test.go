@@ -185,11 +185,21 @@ func killOnce(t *testing.T, engine *core.Engine, req *core.AttentionRequest, pid
 	poison(t, req.Output)
 	var killed time.Time
 	if signal != 0 {
+		fired := make(chan struct{})
 		timer := time.AfterFunc(time.Duration(after*float64(time.Millisecond)), func() {
+			defer close(fired)
 			killed = time.Now()
 			syscall.Kill(pid, signal)
 		})
-		defer timer.Stop()
+		defer func() {
+			if timer.Stop() {
+				return
+			}
+			<-fired
+			if signal == syscall.SIGSTOP && outcome == "right" { // it came too late: nobody would notice before a deadline
+				syscall.Kill(pid, syscall.SIGCONT)
+			}
+		}()
 	}
 	began := time.Now()
 	_, err := engine.Attend(ctx, "tripler", &again)
