@@ -109,7 +109,7 @@ class Engine:
         config = {
             "manifests": [str(Path(builtin or BUILTIN_PLUGINS) / "manifest.json")],
             "dirs": [*(fspath(p) for p in plugins), *(_packages() if packages else ())],
-            "lock": _lock_path(lock),
+            **_lock_paths(lock),
             "locked": os.environ.get("TRIVIUM_LOCKED", "") not in ("", "0") if locked is None else locked,
             "unconfined": not confine,
             "grant": grant,
@@ -157,14 +157,13 @@ class Engine:
         return f"<trivium.Engine {'open' if self._close.alive else 'closed'}>"
 
 
-def _lock_path(path: str | PathLike[str] | None) -> str:
-    if path is None:
-        return ""
-    if path == DEFAULT:
-        from trivium.plugin.lock import default_lock
+def _lock_paths(path: str | PathLike[str] | None) -> dict[str, str]:
+    # Found here: Go has the environment of when it was loaded.
+    from trivium.plugin.lock import default_lock, default_store
 
-        return str(default_lock())
-    return fspath(path)
+    if path is None:
+        return {"lock": ""}
+    return {"lock": str(default_lock()) if path == DEFAULT else fspath(path), "store": str(default_store())}
 
 
 def _packages() -> list[str]:
