@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"math"
+	"slices"
 )
 
 // PositionStrategy says where tokens think they are. It returns data, never a
@@ -44,6 +45,10 @@ type PositionPlan struct {
 	AttentionScale float64 `json:"attention_scale"`
 	Interleaved    bool    `json:"interleaved,omitempty"`
 	Bands          []Band  `json:"bands"`
+	// Twice is a distance whose pairs join the softmax a second time, at their
+	// true positions, in calls of more than one query; 0: none. It is there to
+	// compare with code that does so.
+	Twice int64 `json:"twice,omitempty"`
 }
 
 // Band is a region of relative distance and the positions that hold in it.
@@ -124,7 +129,7 @@ func (p *PositionPlan) IsPlain() bool {
 	if p == nil {
 		return true
 	}
-	if p.AttentionScale != 1 || len(p.Bands) != 1 || len(p.InvFreq) != len(p.AppliedInvFreq) {
+	if p.AttentionScale != 1 || p.Twice != 0 || len(p.Bands) != 1 || len(p.InvFreq) != len(p.AppliedInvFreq) {
 		return false
 	}
 	for i := range p.InvFreq {
@@ -149,6 +154,9 @@ func (p *PositionPlan) Validate(headDim int) error {
 				return Invalid("", "position plan: %g among its frequencies: want finite numbers", f)
 			}
 		}
+	}
+	if p.Twice < 0 || p.Twice > 0 && !slices.Equal(p.InvFreq, p.AppliedInvFreq) {
+		return Invalid("", "position plan: pairs at distance %d count twice: want a distance of at least 0, and the model's own frequencies", p.Twice)
 	}
 	return p.validateBands()
 }

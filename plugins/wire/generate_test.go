@@ -74,7 +74,7 @@ var bands = rapid.Custom(func(t *rapid.T) core.Band {
 var plans = rapid.Custom(func(t *rapid.T) *core.PositionPlan {
 	return &core.PositionPlan{
 		Strategy: texts.Draw(t, "strategy"), InvFreq: list(numbers).Draw(t, "inv_freq"), AppliedInvFreq: list(numbers).Draw(t, "applied"),
-		AttentionScale: numbers.Draw(t, "scale"), Interleaved: rapid.Bool().Draw(t, "interleaved"), Bands: list(bands).Draw(t, "bands"),
+		AttentionScale: numbers.Draw(t, "scale"), Interleaved: rapid.Bool().Draw(t, "interleaved"), Bands: list(bands).Draw(t, "bands"), Twice: rapid.Int64().Draw(t, "twice"),
 	}
 })
 

@@ -39,7 +39,7 @@ func EncodePlan(plan *core.PositionPlan) *pb.PositionPlan {
 	}
 	m := &pb.PositionPlan{
 		Strategy: plan.Strategy, InvFreq: plan.InvFreq, AppliedInvFreq: plan.AppliedInvFreq,
-		AttentionScale: plan.AttentionScale, Interleaved: plan.Interleaved, Bands: make([]*pb.Band, len(plan.Bands)),
+		AttentionScale: plan.AttentionScale, Interleaved: plan.Interleaved, Bands: make([]*pb.Band, len(plan.Bands)), Twice: plan.Twice,
 	}
 	for i, b := range plan.Bands {
 		m.Bands[i] = &pb.Band{Chunk: b.Chunk, Low: b.Low, High: b.High, Query: encodeRule(b.Query), Key: encodeRule(b.Key)}
@@ -58,7 +58,7 @@ func DecodePlan(m *pb.PositionPlan) (*core.PositionPlan, error) {
 	}
 	plan := &core.PositionPlan{
 		Strategy: m.GetStrategy(), InvFreq: m.GetInvFreq(), AppliedInvFreq: m.GetAppliedInvFreq(),
-		AttentionScale: m.GetAttentionScale(), Interleaved: m.GetInterleaved(),
+		AttentionScale: m.GetAttentionScale(), Interleaved: m.GetInterleaved(), Twice: m.GetTwice(),
 	}
 	for _, b := range m.GetBands() {
 		query, err := decodeRule(b.GetQuery())

@@ -83,23 +83,34 @@ func (x text) request(plan *core.PositionPlan, first, last int) *core.AttentionR
 
 // attend is the definition: query i and key j score as if they were relative(i, j)
 // tokens apart.
-func (x text) attend(plan *core.PositionPlan, relative func(i, j int64) float64, head, i int) []float64 {
+func (x text) attend(plan *core.PositionPlan, relative func(i, j int64) float64, head, i, rows int) []float64 {
 	kv := head / (heads / kvHeads)
 	weights, top, sum := make([]float64, i+1), math.Inf(-1), 0.0
-	for j := range weights {
-		query := rotated(x.query[head][i], plan.InvFreq, relative(int64(i), int64(j)), plan.Interleaved)
-		for c := range query {
-			weights[j] += query[c] * x.key[kv][j][c]
+	keys := make([]int, i+1)
+	for j := range keys {
+		keys[j] = j
+	}
+	if twice := int(plan.Twice); twice > 0 && rows > 1 && i >= twice { // the same key once more, at its true distance
+		keys, weights = append(keys, i-twice), append(weights, 0)
+	}
+	for w := range weights {
+		j, distance := keys[w], relative(int64(i), int64(keys[w]))
+		if w > i {
+			distance = float64(plan.Twice)
 		}
-		weights[j] *= plan.AttentionScale * plan.AttentionScale / math.Sqrt(headDim)
-		top = max(top, weights[j])
+		query := rotated(x.query[head][i], plan.InvFreq, distance, plan.Interleaved)
+		for c := range query {
+			weights[w] += query[c] * x.key[kv][j][c]
+		}
+		weights[w] *= plan.AttentionScale * plan.AttentionScale / math.Sqrt(headDim)
+		top = max(top, weights[w])
 	}
 	out := make([]float64, headDim)
-	for j := range weights {
-		w := math.Exp(weights[j] - top)
-		sum += w
+	for w, j := range keys {
+		e := math.Exp(weights[w] - top)
+		sum += e
 		for c := range out {
-			out[c] += w * x.value[kv][j][c]
+			out[c] += e * x.value[kv][j][c]
 		}
 	}
 	for c := range out {
@@ -172,7 +183,7 @@ func checkPlan(t *testing.T, backend hardware.Backend, plan *core.PositionPlan, 
 			}
 			for head := range heads {
 				for i := first; i < last; i++ {
-					want, got := x.attend(plan, relative, head, i), request.Row(r.Output, 0, head, i-first)
+					want, got := x.attend(plan, relative, head, i, last-first), request.Row(r.Output, 0, head, i-first)
 					for c := range want {
 						if !(math.Abs(want[c]-got[c]) <= tolerance) {
 							t.Fatalf("%s: head %d, query %d, column %d: %g, want %g", cut.name, head, i, c, got[c], want[c])

@@ -20,11 +20,11 @@ func String() core.PositionStrategy {
 			{Name: "shift", Type: core.Int, Unit: "tokens", Min: core.Bound(1), Doc: "S: distance from which positions shift; unset: a third of train_length"},
 			{Name: "local", Type: core.Int, Default: int64(128), Unit: "tokens", Min: core.Bound(0), Doc: "W: distance that S becomes; the paper wants at least 32"},
 			{Name: "attention_factor", Type: core.Float, Min: core.Bound(0), OpenMin: true, Doc: "scale of cosines and sines; unset: 1, or .1 ln 2 + 1 as compat says"},
-			{Name: "compat", Type: core.String, Default: "paper", Choices: []string{"paper", "released"}, Doc: "whose defaults hold: released scales cosines and sines by .1 ln 2 + 1"},
+			{Name: "compat", Type: core.String, Default: "paper", Choices: []string{"paper", "released"}, Doc: "released: as the released code, cosines and sines times .1 ln 2 + 1, and pairs at distance S twice in prefill"},
 		},
 		Notes: []string{
 			"Prompts of at most S tokens are exactly plain attention (with attention_factor 1).",
-			"The released code counts pairs at distance S twice in prefill and once in decoding. Here each is counted once under either compat.",
+			"The released code counts pairs at distance S twice in prefill, at S and at W, and once in decoding. compat released does so too, on a CPU, to compare; blocks are chosen and coverage is measured as if they counted once.",
 		},
 	}, planString)
 }
@@ -54,5 +54,8 @@ func planString(req *core.PositionRequest) (*core.PositionPlan, error) {
 		plan.AttentionScale = releasedAttentionFactor
 	}
 	plan.Bands = nearAndFar(shift, core.Shift(float64(local-shift)), core.Identity())
+	if req.Params.Text("compat") == "released" {
+		plan.Twice = shift
+	}
 	return plan, nil
 }

@@ -174,6 +174,7 @@ type PositionPlan struct {
 	AttentionScale float64                `protobuf:"fixed64,4,opt,name=attention_scale,json=attentionScale,proto3" json:"attention_scale,omitempty"`
 	Interleaved    bool                   `protobuf:"varint,5,opt,name=interleaved,proto3" json:"interleaved,omitempty"`
 	Bands          []*Band                `protobuf:"bytes,6,rep,name=bands,proto3" json:"bands,omitempty"`
+	Twice          int64                  `protobuf:"varint,7,opt,name=twice,proto3" json:"twice,omitempty"` // pairs at this distance count once more, at their true positions; 0: none
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -248,6 +249,13 @@ func (x *PositionPlan) GetBands() []*Band {
 		return x.Bands
 	}
 	return nil
+}
+
+func (x *PositionPlan) GetTwice() int64 {
+	if x != nil {
+		return x.Twice
+	}
+	return 0
 }
 
 // A region of relative distance and the positions that hold in it.
@@ -423,14 +431,15 @@ const file_trivium_v1_position_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01\"<\n" +
 	"\fPlanResponse\x12,\n" +
-	"\x04plan\x18\x01 \x01(\v2\x18.trivium.v1.PositionPlanR\x04plan\"\xe2\x01\n" +
+	"\x04plan\x18\x01 \x01(\v2\x18.trivium.v1.PositionPlanR\x04plan\"\xf8\x01\n" +
 	"\fPositionPlan\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x19\n" +
 	"\binv_freq\x18\x02 \x03(\x01R\ainvFreq\x12(\n" +
 	"\x10applied_inv_freq\x18\x03 \x03(\x01R\x0eappliedInvFreq\x12'\n" +
 	"\x0fattention_scale\x18\x04 \x01(\x01R\x0eattentionScale\x12 \n" +
 	"\vinterleaved\x18\x05 \x01(\bR\vinterleaved\x12&\n" +
-	"\x05bands\x18\x06 \x03(\v2\x10.trivium.v1.BandR\x05bands\"\x8e\x01\n" +
+	"\x05bands\x18\x06 \x03(\v2\x10.trivium.v1.BandR\x05bands\x12\x14\n" +
+	"\x05twice\x18\a \x01(\x03R\x05twice\"\x8e\x01\n" +
 	"\x04Band\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x03R\x05chunk\x12\x10\n" +
 	"\x03low\x18\x02 \x01(\x03R\x03low\x12\x12\n" +

@@ -33,6 +33,9 @@ func (c *Call) attend(ctx context.Context, selection *core.Selection) (*core.Att
 		return nil, err
 	}
 	response.Report.Times.Measure = milliseconds(time.Since(start))
+	if err := c.countTwice(ctx, blocks); err != nil {
+		return nil, err
+	}
 	if c.Request.WantMask {
 		response.Mask = selection.Mask
 	}

@@ -4,9 +4,11 @@ package matrix_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/trivium-ml/trivium/core"
@@ -52,35 +54,55 @@ func choose(params core.Params, info core.Info) core.Params {
 
 func TestMatrix(t *testing.T) {
 	short, long := newText(11, 400), newText(12, 1100)
-	backends.Each(t, func(t *testing.T, backend hardware.Backend) {
-		for _, p := range all.Position() {
-			position := p.(core.PositionStrategy)
-			plan := planFor(t, position)
-			want := newScores(short, plan)
-			for _, a := range all.Attention(kernel.New(backend)) {
-				t.Run(fmt.Sprintf("%s %s", a.Info().Name, position.Info().Name), func(t *testing.T) {
-					sparse, notes := checkPair(t, a.(core.Attender), plan, want)
-					if sparse || a.Info().Name == "dense" || backend.Name() == "oracle" {
-						return
-					}
-					// Some strategies are dense below a length; only the kernels are fast enough to go on.
-					if sparse, notes = checkPair(t, a.(core.Attender), plan, newScores(long, plan)); !sparse {
-						t.Errorf("every block is kept, so the case shows nothing of a mask: %q", notes)
-					}
-				})
-			}
-		}
-	})
+	for position, plan := range plans(t) {
+		t.Run(position, func(t *testing.T) {
+			want, wantLong := newScores(short, plan), sync.OnceValue(func() *scores { return newScores(long, plan) })
+			backends.Each(t, func(t *testing.T, backend hardware.Backend) {
+				for _, a := range all.Attention(kernel.New(backend)) {
+					t.Run(a.Info().Name, func(t *testing.T) {
+						sparse, notes := checkPair(t, a.(core.Attender), plan, want)
+						if sparse || a.Info().Name == "dense" || backend.Name() == "oracle" {
+							return
+						}
+						// Some strategies are dense below a length; only the kernels are fast enough to go on.
+						if sparse, notes = checkPair(t, a.(core.Attender), plan, wantLong()); !sparse {
+							t.Errorf("every block is kept, so the case shows nothing of a mask: %q", notes)
+						}
+					})
+				}
+			})
+		})
+	}
 }
 
-func planFor(t *testing.T, s core.PositionStrategy) *core.PositionPlan {
+// plans has one for each position strategy, and one more for each further choice
+// of a parameter that is a list of choices.
+func plans(t *testing.T) map[string]*core.PositionPlan {
+	t.Helper()
+	made := map[string]*core.PositionPlan{}
+	for _, s := range all.Position() {
+		made[s.Info().Name] = planFor(t, s.(core.PositionStrategy), nil)
+		for _, p := range s.Info().Parameters {
+			for _, choice := range p.Choices {
+				if choice != p.Default {
+					made[fmt.Sprintf("%s %s=%s", s.Info().Name, p.Name, choice)] = planFor(t, s.(core.PositionStrategy), core.Params{p.Name: choice})
+				}
+			}
+		}
+	}
+	return made
+}
+
+func planFor(t *testing.T, s core.PositionStrategy, choice core.Params) *core.PositionPlan {
 	t.Helper()
 	frequencies := make([]float64, rotaryDim/2)
 	for i := range frequencies {
 		frequencies[i] = math.Pow(1000, -2*float64(i)/rotaryDim)
 	}
+	params := choose(nearer, s.Info())
+	maps.Copy(params, choice)
 	plan, err := s.Plan(context.Background(), &core.PositionRequest{HeadDim: headDim, InvFreq: frequencies, Length: 400,
-		TrainLength: trained, Params: choose(nearer, s.Info())})
+		TrainLength: trained, Params: params})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +134,7 @@ func checkPair(t *testing.T, s core.Attender, plan *core.PositionPlan, want *sco
 		lse, _ := r.LSE.Float32s()
 		for head := range heads {
 			for i := cut.first; i < cut.last; i++ {
-				out, sum := want.attend(head, i, keptBy(response.Mask, head, i))
+				out, sum := want.attend(head, i, cut.last-cut.first, keptBy(response.Mask, head, i))
 				got := append(request.Row(r.Output, 0, head, i-cut.first), float64(lse[head*(cut.last-cut.first)+i-cut.first]))
 				for c, w := range append(out, sum) {
 					if !(math.Abs(w-got[c]) <= tolerance) {
@@ -216,45 +238,53 @@ func (x *text) request(plan *core.PositionPlan, first, last int) *core.Attention
 
 // scores is the table [head][query][key] of a plan.
 type scores struct {
-	text *text
-	of   [][][]float64
+	text  *text
+	of    [][][]float64
+	twice int         // the distance whose pairs count twice; 0: none
+	again [][]float64 // [head][query] the score of that pair at its true distance
 }
 
 func newScores(x *text, plan *core.PositionPlan) *scores {
-	made := &scores{x, make([][][]float64, heads)}
+	made := &scores{text: x, of: make([][][]float64, heads), twice: int(plan.Twice), again: make([][]float64, heads)}
 	tokens := len(x.value[0])
 	for h := range made.of {
-		made.of[h] = make([][]float64, tokens)
-		for i := range made.of[h] {
-			row := make([]float64, i+1)
-			for j := range row {
-				query := rotated(x.query[h][i], plan.InvFreq, plan.Relative(int64(i), int64(j)))
-				for c, q := range query {
-					row[j] += q * x.key[h/(heads/kvHeads)][j][c]
-				}
-				row[j] *= plan.AttentionScale * plan.AttentionScale / math.Sqrt(headDim)
+		score := func(i, j int, distance float64) (sum float64) {
+			for c, q := range rotated(x.query[h][i], plan.InvFreq, distance) {
+				sum += q * x.key[h/(heads/kvHeads)][j][c]
 			}
-			made.of[h][i] = row
+			return sum * plan.AttentionScale * plan.AttentionScale / math.Sqrt(headDim)
+		}
+		made.of[h], made.again[h] = make([][]float64, tokens), make([]float64, tokens)
+		for i := range made.of[h] {
+			made.of[h][i] = make([]float64, i+1)
+			for j := range made.of[h][i] {
+				made.of[h][i][j] = score(i, j, plan.Relative(int64(i), int64(j)))
+			}
+			if made.twice > 0 && i >= made.twice {
+				made.again[h][i] = score(i, i-made.twice, float64(made.twice))
+			}
 		}
 	}
 	return made
 }
 
-// attend is softmax attention of one query over the keys that are kept, and its
-// log-sum-exp.
-func (s *scores) attend(head, i int, kept func(j int) bool) (out []float64, lse float64) {
-	top, sum := math.Inf(-1), 0.0
+// attend is softmax attention of one query among so many rows over the keys that
+// are kept, and its log-sum-exp.
+func (s *scores) attend(head, i, rows int, kept func(j int) bool) (out []float64, lse float64) {
+	var keys []int
+	var logits []float64
 	for j, score := range s.of[head][i] {
 		if kept(j) {
-			top = max(top, score)
+			keys, logits = append(keys, j), append(logits, score)
 		}
 	}
+	if j := i - s.twice; s.twice > 0 && rows > 1 && j >= 0 && kept(j) {
+		keys, logits = append(keys, j), append(logits, s.again[head][i])
+	}
+	top, sum := slices.Max(logits), 0.0
 	out = make([]float64, headDim)
-	for j, score := range s.of[head][i] {
-		if !kept(j) {
-			continue
-		}
-		w := math.Exp(score - top)
+	for n, j := range keys {
+		w := math.Exp(logits[n] - top)
 		sum += w
 		for c, v := range s.text.value[head/(heads/kvHeads)][j] {
 			out[c] += w * v
