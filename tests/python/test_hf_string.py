@@ -39,6 +39,43 @@ def by_oracle(model: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) ->
     return logits
 
 
+@torch.no_grad()
+def test_positions_change_while_a_cache_lives(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys stay at their true positions, so S and W may change, or end, from one call to the next.
+
+    The cache of the first 40 tokens is made by one STRING, the next 10 see it by
+    another, the last 10 by plain rope; the oracle spells the same out in one pass.
+    """
+    from transformers import AttentionInterface
+
+    ids = tokens(1, 60)
+    parts = [(0, 40, (SHIFT, LOCAL)), (40, 50, (8, 2)), (50, 60, None)]
+
+    def forward(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any) -> Any:
+        rows = []
+        for start, end, rule in parts:
+            bands = reference.PLAIN if rule is None else reference.string_bands(TRAIN, *rule)
+            out, _ = reference.attention(q, k, v, scale=scaling, bands=bands, inv_freq=model.model.rotary_emb.inv_freq.tolist())
+            rows.append(out[:, :, start:end])
+        return torch.cat(rows, dim=2).to(q.dtype).transpose(1, 2).contiguous(), None
+
+    with monkeypatch.context() as patch:
+        patch.setitem(AttentionInterface._global_mapping, "oracle", forward)
+        patch.setattr(model.config, "_attn_implementation", "oracle")
+        want = model(input_ids=ids).logits
+    cache, made = None, []
+    for start, end, rule in parts:
+        position = None if rule is None else trivium.position("string", train_length=TRAIN, shift=rule[0], local=rule[1])
+        with trivium.hf.patch(model, attention="dense", position=position):
+            for token in range(start, end) if start else [start]:  # a prefill, then a token at a time
+                step = model(input_ids=ids[:, token : end if not start else token + 1], past_key_values=cache, use_cache=True)
+                cache, made = step.past_key_values, [*made, step.logits]
+    torch.testing.assert_close(torch.cat(made, dim=1), want, atol=1e-4, rtol=0)
+    with trivium.hf.patch(model, attention="dense", position=string()):
+        unchanged = model(input_ids=ids).logits
+    assert (unchanged - want)[:, 40:].abs().max() > 1e-2, "the change must matter for this test to say anything"
+
+
 def string(**more: Any) -> Any:
     return trivium.position("string", train_length=TRAIN, shift=SHIFT, local=LOCAL, **more)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,14 @@ from trivium._params import plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from trivium.model_positions import ModelPositions
+
 UNBOUNDED_LOW = -(2**63)
 UNBOUNDED_HIGH = 2**63 - 1
 
-# An n x n matrix of float64 is 128 MiB at this n.
+# An n x n matrix of float64 is 128 MiB at this n; beyond it tokens are sampled.
 LARGEST_MATRIX = 4096
+SAMPLED = 1024
 
 
 @dataclass(frozen=True)
@@ -104,21 +107,22 @@ class PositionPlan:
         return out
 
     def relative_positions(self, n: int) -> npt.NDArray[np.float64]:
-        """Give the matrix [n, n] of effective relative positions, NaN above the diagonal.
+        """Give the matrix of effective relative positions of ``n`` tokens, NaN above the diagonal.
 
-        For more than 4,096 tokens ask :meth:`relative` for the pairs of interest.
+        Up to 4,096 tokens it is [n, n]. Of more, it is that of :func:`sampled` tokens,
+        so that memory does not grow; ask :meth:`relative` for pairs of your own choice.
         """
-        if not 1 <= n <= LARGEST_MATRIX:
-            raise InvalidArgument(
-                f"n {n}: want 1 to {LARGEST_MATRIX}", hint="use plan.relative(m, n) for chosen pairs"
-            )
-        rows = np.arange(n)
-        matrix = self.relative(rows[:, None], rows[None, :])
-        matrix[rows[:, None] < rows[None, :]] = np.nan
+        tokens = sampled(n)
+        matrix = self.relative(tokens[:, None], tokens[None, :])
+        matrix[tokens[:, None] < tokens[None, :]] = np.nan
         return matrix
 
     def plot(self, n: int | None = None, ax: Axes | None = None) -> Axes:
-        """Draw the effective relative position over queries and keys."""
+        """Draw the effective relative position over queries and keys, with the borders of bands.
+
+        Up to 24 tokens each cell says its number, as the papers' pictures do; many
+        tokens are sampled.
+        """
         from trivium.viz import plot_plan
 
         return plot_plan(self, n=n, ax=ax)
@@ -221,8 +225,63 @@ def _plan_from_result(result: dict[str, Any]) -> PositionPlan:
     return made
 
 
+def sampled(n: int) -> npt.NDArray[np.int64]:
+    """Give the tokens that pictures and matrices of ``n`` tokens are made of.
+
+    All of them up to 4,096, else 1,024 spread evenly, the first and the last among them.
+    """
+    if n < 1:
+        raise InvalidArgument(f"n {n}: want at least 1 token")
+    if n <= LARGEST_MATRIX:
+        return np.arange(n, dtype=np.int64)
+    return np.linspace(0, n - 1, SAMPLED).round().astype(np.int64)
+
+
+def frequency(lengths: Sequence[int] | npt.NDArray[Any] | Mapping[int, float]) -> npt.NDArray[np.float64]:
+    """Give how often training sees each relative distance.
+
+    A sequence of ``n`` tokens has ``n - i`` pairs at distance ``i``, so far distances
+    are rare even where lengths are even: ``f(i) = sum over sequences of max(n - i, 0)``.
+
+    Parameters
+    ----------
+    lengths : sequence of int, or mapping from int to float
+        Lengths of the training sequences, or how many there are of each.
+
+    Returns
+    -------
+    float64 [longest]
+        f(0), f(1), ...; memory grows with the longest length, not with its square.
+
+    Examples
+    --------
+    >>> trivium.position.frequency([2, 3]).tolist()
+    [5.0, 3.0, 1.0]
+    """
+    given = lengths if isinstance(lengths, Mapping) else None
+    values = np.asarray(list(given) if given is not None else lengths)
+    weights = np.ones(len(values)) if given is None else np.asarray(list(given.values()), dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iu" or values.min() < 1:
+        raise InvalidArgument("lengths: want whole numbers of at least 1")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise InvalidArgument("lengths: want counts of at least 0")
+    count = np.bincount(values, weights=weights)[1:].astype(np.float64)
+    longer = np.cumsum(count[::-1])[::-1]  # sequences of more than i tokens
+    summed: npt.NDArray[np.float64] = np.cumsum(longer[::-1])[::-1]
+    return summed
+
+
 class _PositionNamespace:
-    """Makes position strategies; see :class:`Position`."""
+    """Makes position strategies, and answers questions about positions."""
+
+    frequency = staticmethod(frequency)
+
+    @staticmethod
+    def from_config(source: Any) -> ModelPositions:
+        """Read what a model's ``config.json`` says of positions; see :func:`trivium.model_positions.from_config`."""
+        from trivium.model_positions import from_config
+
+        return from_config(source)
 
     def __call__(self, strategy: str, **params: Any) -> Position:
         """Name a position strategy and its parameters; ``trivium.list("position")`` shows them."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CELLS = 256  # at most this many bins a side: fewer than pixels, or thin columns would fall between them
 EMPHASIS = 0.4  # exponent of a bin's share of kept tiles
+NUMBERED = 24  # tokens of which every cell says its number
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
 MARKERS = (("o", BLUE), ("^", ORANGE), ("s", GREEN), ("D", PURPLE), ("v", GREY))
 
@@ -81,18 +82,43 @@ def plot_mask(mask: BlockMask, batch: int = 0, head: int = 0, ax: Axes | None = 
 def plot_plan(plan: PositionPlan, n: int | None = None, ax: Axes | None = None) -> Axes:
     """Draw the effective relative position of each query and key of ``n`` tokens.
 
-    The default ``n`` shows every band.
+    The default ``n`` shows every band. Lines are borders between bands; up to 24
+    tokens each cell says its number.
     """
     ax = ax or _axes()
     n = n or _interesting_length(plan)
     tokens = np.unique(np.linspace(0, n - 1, min(n, CELLS)).astype(np.int64))
     relative = plan.relative(tokens[:, None], tokens[None, :])
-    relative[tokens[:, None] < tokens[None, :]] = np.nan
+    future = tokens[:, None] < tokens[None, :]
+    relative[future] = np.nan
     image = ax.imshow(relative, cmap="cividis", extent=(0, n, n, 0), interpolation="nearest", aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="relative position used")
+    _draw_borders(plan, n, ax)
+    if n <= NUMBERED:
+        _write_numbers(relative, ax)
     _label_tokens(ax, "key position", "query position")
     ax.set_title(f"{plan.strategy}, {n:,} tokens", fontsize=9)
     return ax
+
+
+def _draw_borders(plan: PositionPlan, n: int, ax: Axes) -> None:
+    """The stairs at which one band ends and the next begins: exact, whatever the picture samples."""
+    for band in plan.bands:
+        if not 0 < band.low * band.chunk < n:
+            continue
+        chunk = band.chunk
+        first = band.low * chunk  # the first query that has a key in the band
+        queries = np.arange(first, n + 1, max(chunk, -(-(n - first) // CELLS)))
+        keys = (queries // chunk - band.low + 1) * chunk  # its keys are [0, key)
+        ax.step(np.minimum(keys, n), queries, where="pre", color=ORANGE, linewidth=1)
+
+
+def _write_numbers(relative: npt.NDArray[np.float64], ax: Axes) -> None:
+    middle = np.nanmax(relative) / 2
+    for (row, column), value in np.ndenumerate(relative):
+        if not np.isnan(value):
+            colour = "white" if value < middle else "black"
+            ax.text(column + 0.5, row + 0.5, f"{value:g}", ha="center", va="center", fontsize=6, color=colour)
 
 
 def plot_report(report: Report, ax: Axes | None = None) -> Axes:
