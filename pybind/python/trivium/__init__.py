@@ -75,7 +75,7 @@ _HOMES = {
     "trivium.strategy": ("Strategy",),
 }  # fmt: skip
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("conformance", "hf", "viz", "demo", "eval", "pma", "strategy")
+_MODULES = ("conformance", "effective", "hf", "viz", "demo", "eval", "pma", "strategy")
 
 __all__ = [*sorted(_NAMES), "hf", "list"]  # noqa: PLE0604
 

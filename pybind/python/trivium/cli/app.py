@@ -12,7 +12,7 @@ from rich.table import Table
 
 import trivium
 from trivium._errors import TriviumError
-from trivium.cli import evaluating, merging, plugins, searching, tuning
+from trivium.cli import effective, evaluating, merging, plugins, searching, tuning
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(plugins.app, name="plugin")
 app.command()(searching.search)
 app.command("eval")(evaluating.eval_command)
 app.command()(tuning.tune)
+app.command("effective-length")(effective.effective_length)
 
 
 class Kind(str, Enum):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 import trivium
+from trivium import saved_positions
 from trivium._errors import InvalidArgument
 from trivium.hf.plans import Plans
 from trivium.hf.registry import PATCHED, register
@@ -39,7 +40,9 @@ def patch(
     position : str, Position, PositionPlan or mapping
         ``"string"``, ``trivium.position("string", shift=2730)`` or
         ``{"strategy": "string", "shift": 2730}``. The length the model was
-        trained for comes from its config unless it is given.
+        trained for comes from its config unless it is given, STRING's S and W
+        from ``trivium-position.json`` beside the model where neither is given
+        and ``trivium effective-length`` left that file there.
     **params
         Parameters of the attention strategy, when it is one for all layers.
 
@@ -98,18 +101,23 @@ def _settings(
 ) -> dict[int, Settings]:
     where = by_layer(attention, list(layers), "attention")
     settings, plans = {}, Plans()
+    folder = str(getattr(model, "name_or_path", "") or "")
     for index, layer in layers.items():
         strategy, own = split(where[index] if where[index] is not None else "dense", "attention")
         rotary = None if position is None else find_rotary(model, layer)
-        settings[index] = Settings(strategy, {**own, **params}, _position(position, layer.config), rotary, plans)
+        settings[index] = Settings(strategy, {**own, **params}, _position(position, layer.config, folder), rotary, plans)
     return settings
 
 
-def _position(choice: Any, config: Any) -> Position | PositionPlan | None:
-    """A position strategy that knows the length the model was trained for."""
+def _position(choice: Any, config: Any, folder: str) -> Position | PositionPlan | None:
+    """A position strategy that knows the length the model was trained for, and what was found for it."""
     if choice is None or isinstance(choice, PositionPlan):
         return choice
     strategy, params = split(choice, "position")
+    if strategy == "string" and not {"shift", "local", "train_length"} & set(params):
+        found = saved_positions.load(folder) if folder else None
+        if found is not None and found.train_length == train_length(config):
+            params.update(found.params)
     known = {parameter.name for parameter in trivium.info(f"position.{strategy}").parameters}
     if "train_length" in known and "train_length" not in params:
         params["train_length"] = train_length(config)

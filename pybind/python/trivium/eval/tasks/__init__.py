@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from trivium._errors import InvalidArgument
+from trivium.eval.tasks.copying import copy
 from trivium.eval.tasks.corpus import Corpus
 from trivium.eval.tasks.likelihood import agreement, perplexity, perplexity_by_position
 from trivium.eval.tasks.retrieval import QUESTION, SENTENCE, keyvalue, needle, passkey
@@ -15,13 +16,14 @@ from trivium.eval.tasks.ruler import RULER
 from trivium.eval.tasks.sample import MakeSample, Sample
 
 __all__ = [
-    "GROUPS", "QUESTION", "SENTENCE", "TASKS", "Corpus", "MakeSample", "Sample", "agreement", "expand", "keyvalue",
+    "GROUPS", "QUESTION", "SENTENCE", "TASKS", "Corpus", "MakeSample", "Sample", "agreement", "copy", "expand", "keyvalue",
     "make_sample", "needle", "passkey", "perplexity", "perplexity_by_position",
 ]  # fmt: skip
 
 TASKS: dict[str, MakeSample] = {
     "passkey": passkey,
     "needle": needle,
+    "copy": copy,
     "keyvalue": keyvalue,
     "perplexity": perplexity,
     "perplexity_by_position": perplexity_by_position,
