@@ -18,7 +18,7 @@ func MaskFromDense(dense []byte, shape [4]int, blockSize int, req *AttentionRequ
 		rows, columns = max(rows, g.QueryBlocks), max(columns, g.KeyBlocks)
 	}
 	if shape[2] != rows || shape[3] != columns {
-		return nil, Invalid("", "mask of %d x %d blocks: blocks of %d make %d x %d", shape[2], shape[3], blockSize, rows, columns)
+		return nil, Invalid("", "mask of %d x %d blocks: want %d x %d, as many as blocks of %d make", shape[2], shape[3], rows, columns, blockSize)
 	}
 	mask := NewBlockMask(blockSize, req.Query.Dim(1), grid)
 	var kept []int32

@@ -186,7 +186,7 @@ func (r *AttentionRequest) validateRows() error {
 	if r.KeyStart != nil && r.KeyEnd != nil {
 		for b := range batch {
 			if r.KeyStart[b] > r.KeyEnd[b] {
-				return Invalid("", "batch row %d: k_start %d after k_end %d", b, r.KeyStart[b], r.KeyEnd[b])
+				return Invalid("", "batch row %d: k_start %d after k_end %d: want it before or at it", b, r.KeyStart[b], r.KeyEnd[b])
 			}
 		}
 	}

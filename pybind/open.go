@@ -27,6 +27,7 @@ type engineConfig struct {
 	Manifests []string `json:"manifests"` // of plugins that must be usable
 	Dirs      []string `json:"dirs"`      // searched for manifests
 	LogLevel  string   `json:"log_level"`
+	LogPipe   int      `json:"log_pipe"` // descriptor for entries as JSON; 0: text on stderr
 
 	Lock       string      `json:"lock"`  // path of plugins.lock; "": none
 	Store      string      `json:"store"` // where its plugins are; "": where the system keeps such things
@@ -48,13 +49,10 @@ func OpenEngine(config string) (id int64, err error) {
 	if err := unmarshal(config, &in); err != nil {
 		return 0, err
 	}
-	log := core.Quiet()
-	level, err := logrus.ParseLevel(in.LogLevel)
+	log, err := newLog(in)
 	if err != nil {
-		return 0, core.Invalid("", "log_level %q: want debug, info, warning or error", in.LogLevel)
+		return 0, err
 	}
-	log.SetLevel(level)
-	log.SetOutput(os.Stderr)
 	e, err := openEngine(in, log)
 	if err != nil {
 		return 0, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 )
 
 // Causes a caller may want to tell apart with errors.Is. Causes that come from
@@ -56,5 +57,18 @@ func system(op, file string, err error) *Error {
 	if p := (*fs.PathError)(nil); errors.As(err, &p) {
 		reason = p.Err // PathError repeats the path, which File has already
 	}
-	return &Error{Op: op, File: file, Reason: reason.Error(), Err: err}
+	return &Error{Op: op, File: file, Reason: reason.Error(), Hint: remedy(err), Err: err}
+}
+
+// remedy is the next step after an error of the system, "" when there is no usual one.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "check the path: want a folder with " + singleName + " or " + indexName
+	case errors.Is(err, fs.ErrPermission):
+		return "check who owns it and its permissions"
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room on the disk, then run the same command to go on"
+	}
+	return ""
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,6 +17,7 @@ import torch
 
 import trivium
 from trivium._engine import BUILTIN_PLUGINS
+from trivium.report import Times
 
 Q = np.ones((1, 4, 40, 16), dtype=np.float32)
 K = np.ones((1, 2, 40, 16), dtype=np.float32)
@@ -21,6 +25,22 @@ K = np.ones((1, 2, 40, 16), dtype=np.float32)
 
 def attend(q: Any = Q, k: Any = K, v: Any = K, **call: Any) -> Any:
     return trivium.attention(q, k, v, **{"strategy": "dense", **call})
+
+
+def closed() -> trivium.Engine:
+    engine = trivium.Engine(lock=None)
+    engine.close()
+    return engine
+
+
+def plan() -> trivium.PositionPlan:
+    return trivium.position("rope").plan(head_dim=8, length=8, rope_theta=1e4)
+
+
+def cache(states: Any) -> Any:
+    from trivium.hf import Cache
+
+    return Cache().update(states, states, 0)
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
@@ -69,8 +89,24 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "merge method": (lambda: trivium.merge(["/nowhere"], "/tmp/out", method="smaa"), trivium.UnknownStrategy, '"sma"'),
     "strategy to describe": (lambda: trivium.info("flexprefil"), trivium.UnknownStrategy, "flexprefill"),
     "kind to list": (lambda: trivium.list("attentions"), trivium.InvalidArgument, "attention, position or merge"),  # type: ignore[arg-type]
+    "head dimension of a plan": (lambda: trivium.position("rope").plan(head_dim=7, length=8, rope_theta=1e4), trivium.InvalidArgument, "head_dim"),
+    "name and tensors": (lambda: trivium.attention("dense", K, K), trivium.InvalidArgument, "either"),
+    "a mask and a strategy that makes one": (lambda: attend(strategy="python.no_such"), trivium.UnknownStrategy, "subclass"),
+    "heads of a per-head list": (lambda: attend(strategy="flexprefill", gamma=[0.9, 0.8]), trivium.InvalidArgument, "each of 4"),
+    "wrong log level": (lambda: trivium.Engine(log_level="loud"), trivium.InvalidArgument, "debug"),
+    "closed engine": (lambda: attend(engine=closed()), trivium.EngineClosed, "trivium.Engine()"),
+    "blocks of another head": (lambda: trivium.select(Q, K, strategy="dense").blocks(0, 9), trivium.InvalidArgument, "4 heads"),
+    "a matrix that is too large": (lambda: plan().relative_positions(10**6), trivium.InvalidArgument, "plan.relative"),
+    "no probe rows": (lambda: trivium.Report("x", "cpu", 1, 1.0, Times()).plot(), trivium.InvalidArgument, "probe_rows"),
+    "a table of a spreadsheet": (lambda: attend(return_report=True)[1].table("excel"), trivium.InvalidArgument, "pandas"),
+    "patch of something else": (lambda: trivium.patch("llama").__enter__(), trivium.InvalidArgument, "transformers model"),
+    "cache on another device": (lambda: cache(torch.empty(1, 2, 3, 4, device="meta")), trivium.DeviceUnavailable, "DynamicCache"),
     "plan of no length": (lambda: trivium.position("rope").plan(head_dim=8, length=0, rope_theta=1e4), trivium.InvalidArgument, "length 0"),
 }  # fmt: skip
+
+
+NEXT_STEP = re.compile(r"\b(want|takes|need|needs|needed|excludes|pass|use)\b")
+LEAKS = ("goroutine", "rpc error", "Traceback", "json: ", "invalid character", "grpc", "code = ", "desc = ", ".go:")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -81,7 +117,8 @@ def test_mistake(name: str) -> None:
     error = caught.value
     assert isinstance(error, trivium.TriviumError) and error.kind
     assert says in f"{error} {error.hint}"
-    for leak in ("goroutine", "rpc error", "Traceback", "json:"):
+    assert error.hint or NEXT_STEP.search(str(error)), "says what would be right, or what to do"
+    for leak in LEAKS:
         assert leak not in str(error)
     assert attend().shape == Q.shape
 
@@ -119,3 +156,55 @@ def test_bad_plugin(change: Callable[[Path], None], kind: type[trivium.TriviumEr
         attend(engine=engine)
     assert caught.value.hint or "want" in str(caught.value)
     assert attend().shape == Q.shape
+
+
+# The command line: each a process, its status documented, its message with a next step
+
+
+COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "no such command": (("lst",), 2, "No such command"),
+    "no such option": (("list", "--colour"), 2, "No such option"),
+    "no such kind": (("list", "attentions"), 2, "attention"),
+    "no such output": (("list", "-o", "xml"), 2, "json"),
+    "no such strategy": (("info", "flexprefil"), 1, "flexprefill"),
+    "brackets in a name": (("info", "[/red]"), 1, "[/red]"),
+    "no sources": (("merge", "--out", "{tmp}/out"), 1, "want checkpoint folders"),
+    "nowhere to merge": (("merge", "{tmp}/nowhere", "--out", "{tmp}/out"), 1, "nowhere"),
+    "no such method": (("merge", "{tmp}", "--out", "{tmp}/out", "--method", "smaa"), 1, "sma"),
+    "parameter without value": (("merge", "{tmp}", "--out", "{tmp}/out", "-p", "alpha"), 1, "name=value"),
+    "weights that are no numbers": (("merge", "{tmp}", "--out", "{tmp}/out", "--weights", "a,b"), 1, "numbers"),
+    "a demo without a model": (("demo", "--fast", "--model-dir", "{tmp}", "--out", "{tmp}/demo"), 1, "Hugging Face model folder"),
+    "a folder that cannot be written": (("plugin", "new", "x", "--kind", "position", "--dir", "/proc/nowhere"), 1, "/proc/nowhere"),
+    "a plugin that is not there": (("plugin", "info", "no-such-plugin"), 1, "plugin list"),
+    "a plugin of a strange kind": (("plugin", "new", "x", "--kind", "attn", "--dir", "{tmp}/x"), 1, "attention"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_mistake_on_the_command_line(name: str, tmp_path: Path) -> None:
+    arguments, status, says = COMMANDS[name]
+    done = subprocess.run(
+        [sys.executable, "-m", "trivium", *(a.format(tmp=tmp_path) for a in arguments)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+    assert status == 2 or "next:" in done.stderr or NEXT_STEP.search(done.stderr)
+    for leak in LEAKS:
+        assert leak not in done.stderr.replace("config.json: ", "")
+
+
+def test_every_status_is_documented() -> None:
+    from trivium.cli import EXIT_CODES
+
+    assert {0, 130, *(status for _, status, _ in COMMANDS.values())} == set(EXIT_CODES)
+
+
+def test_a_bug_is_one_line_and_a_traceback_when_asked_for() -> None:
+    source = "import trivium.cli.app as a, trivium; trivium.list = None; a.trivium.list = None; import sys; sys.argv = ['trivium', 'list']; a.run()"
+    found = [
+        subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env={**os.environ, **extra}).stderr
+        for extra in ({}, {"TRIVIUM_TRACEBACK": "1"})
+    ]
+    assert "Traceback" not in found[0] and "InternalError" in found[0] and "TRIVIUM_TRACEBACK=1" in found[0]
+    assert "Traceback" in found[1]

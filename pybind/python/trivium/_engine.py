@@ -84,8 +84,9 @@ class Engine:
     builtin : path, optional
         Folder of the built-in plugin; default: the one in this package.
     log_level : str
-        Level of the engine's log on stderr: debug, info, warning or error; default:
-        what ``TRIVIUM_LOG`` says, else warning.
+        Write the engine's log to stderr from this level on: debug, info, warning or
+        error; default: what ``TRIVIUM_LOG`` says. Without either it goes to Python's
+        loggers below ``trivium``, at the level that this one has now.
 
     Raises
     ------
@@ -115,7 +116,7 @@ class Engine:
             "grant": grant,
             "defaults": _settings(settings),
             "python": {"executable": sys.executable, "read": [sys.prefix, sys.base_prefix]},
-            "log_level": log_level or os.environ.get("TRIVIUM_LOG") or "warning",
+            **_log(log_level or os.environ.get("TRIVIUM_LOG")),
         }
         self._handle = _bridge.call("OpenEngine", json.dumps(config))
         self._close = weakref.finalize(self, _close, self._handle)
@@ -155,6 +156,14 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<trivium.Engine {'open' if self._close.alive else 'closed'}>"
+
+
+def _log(level: str | None) -> dict[str, Any]:
+    if level:
+        return {"log_level": level}
+    from trivium._logging import level as python_level, pipe
+
+    return {"log_level": python_level(), "log_pipe": pipe()}
 
 
 def _lock_paths(path: str | PathLike[str] | None) -> dict[str, str]:

@@ -103,7 +103,7 @@ def describe(x: Any, name: str, *, writable: bool = False, empty: bool = False) 
             hint="numpy.asarray(x, dtype=numpy.float32) makes one",
         )
     if 0 in array.shape and not empty:
-        raise InvalidArgument(f"{name} has no elements: its shape is {array.shape}")
+        raise InvalidArgument(f"{name} has no elements: its shape is {array.shape}: want at least one along each axis")
     _check_strides(array, name, writable)
     return array
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 import trivium
 from trivium._attention import Attention
+from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument, TriviumError
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -75,15 +76,17 @@ class Conformance:
         return f"<p>{self.strategy}</p>" + table(("check", "failure"), [(o.check, o.failure or "passed") for o in self.outcomes])
 
 
-def check(strategy: str | Attention, *, seed: int = 0) -> Conformance:
+def check(strategy: str | Attention, *, seed: int = 0, engine: Engine | None = None) -> Conformance:
     """Try an attention strategy.
 
     Parameters
     ----------
     strategy : str or Attention
         With parameters that make it sparse at 200 tokens, or little is tried.
+    engine : Engine, optional
+        One that has the strategy's plugin; default: the shared one.
     """
-    trial = _Trial(strategy if isinstance(strategy, Attention) else Attention(strategy), seed)
+    trial = _Trial(strategy if isinstance(strategy, Attention) else Attention(strategy), seed, engine or default_engine())
     return Conformance(trial.strategy.strategy, tuple(_outcome(name, run, trial) for name, run in CHECKS.items()))
 
 
@@ -100,9 +103,9 @@ def _outcome(name: str, run: Callable[[_Trial], None], trial: _Trial) -> Outcome
 class _Trial:
     """A strategy and the tensors it is tried on."""
 
-    def __init__(self, strategy: Attention, seed: int) -> None:
-        self.strategy = strategy
-        self.info = trivium.info(strategy.strategy)
+    def __init__(self, strategy: Attention, seed: int, engine: Engine) -> None:
+        self.strategy, self.engine = strategy, engine
+        self.info = trivium.info(strategy.strategy, engine=engine)
         rng = np.random.default_rng(seed)
         self.q, self.k, self.v = (
             rng.standard_normal((1, heads, LENGTH, WIDTH), dtype=np.float32) for heads in (HEADS, KV_HEADS, KV_HEADS)
@@ -111,11 +114,12 @@ class _Trial:
     def attend(self, q: Floats, k: Floats, v: Floats, **call: Any) -> tuple[Floats, Floats, Any]:
         """Output, lse and report with the mask; a strategy that chose everything reports none."""
         out, lse, report = trivium.attention(
-            q, k, v, strategy=self.strategy, return_lse=True, return_report=True, return_mask=True, **call
+            q, k, v, strategy=self.strategy, engine=self.engine,
+            return_lse=True, return_report=True, return_mask=True, **call,
         )
         if report.mask is None:
             call.pop("threads", None)
-            report = replace(report, mask=trivium.select(q, k, strategy=self.strategy, **call))
+            report = replace(report, mask=trivium.select(q, k, strategy=self.strategy, engine=self.engine, **call))
         return out, lse, report
 
 
@@ -242,7 +246,7 @@ def _half_precision(trial: _Trial) -> None:
 def _mistakes(trial: _Trial) -> None:
     """Unknown parameters are typed errors, and the next call works."""
     try:
-        trivium.attention(trial.q, trial.k, trial.v, strategy=trial.strategy, no_such_parameter=1)
+        trivium.attention(trial.q, trial.k, trial.v, strategy=trial.strategy, engine=trial.engine, no_such_parameter=1)
     except TriviumError as error:
         _demand("no_such_parameter" in str(error), f"the error names no parameter: {error}")
     else:

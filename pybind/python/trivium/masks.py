@@ -181,7 +181,7 @@ class BlockMask:
     def _first_row(self, batch: int, head: int) -> int:
         if not (0 <= batch < len(self.sequences) and 0 <= head < self.heads):
             raise InvalidArgument(
-                f"batch {batch}, head {head}: the mask has {len(self.sequences)} sequences and {self.heads} heads"
+                f"batch {batch}, head {head}: the mask has {len(self.sequences)} sequences and {self.heads} heads: want one of these"
             )
         before = sum(s.query_blocks for s in self.sequences[:batch]) * self.heads
         return before + head * self.sequences[batch].query_blocks

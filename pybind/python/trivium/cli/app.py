@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 import trivium
@@ -27,6 +29,8 @@ app.command("eval")(evaluating.eval_command)
 app.command()(tuning.tune)
 app.command("effective-length")(effective.effective_length)
 
+TRACEBACK = "TRIVIUM_TRACEBACK"
+
 
 class Kind(str, Enum):
     """The three kinds of strategy."""
@@ -37,17 +41,28 @@ class Kind(str, Enum):
 
 
 def run() -> None:
-    """Run the app; errors of Trivium become one line and a hint, never a traceback."""
+    """Run the app; whatever goes wrong becomes a line and the next step, never a traceback."""
     try:
         app(standalone_mode=True)
     except TriviumError as error:
-        err.print(f"[red]{type(error).__name__}[/]: {error.args[0]}", highlight=False, soft_wrap=True)
-        if error.hint:
-            err.print(f"[dim]next:[/] {error.hint}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(type(error).__name__, error.args[0], error.hint)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail("OSError", f"{where}{error.strerror or error}", "check the path, its permissions and the room on the disk")
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _fail("InternalError", f"{type(error).__name__}: {error}", f"this is a bug: report it with what {TRACEBACK}=1 prints")
+
+
+def _fail(kind: str, message: str, hint: str) -> None:
+    err.print(f"[red]{kind}[/]: {escape(message)}", highlight=False, soft_wrap=True)
+    if hint:
+        err.print(f"[dim]next:[/] {escape(hint)}", highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 @app.command("list")
