@@ -12,6 +12,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/strategies/attention/custom"
 	"github.com/trivium-ml/trivium/strategies/attention/dense"
 	"github.com/trivium-ml/trivium/strategies/attention/flashprefill"
 	"github.com/trivium-ml/trivium/strategies/attention/flexprefill"
@@ -309,6 +310,34 @@ func TestEnforcedCoverage(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A caller's mask is topped up like any other choice.
+func TestEnforcedCoverageOfAMask(t *testing.T) {
+	req := newRequest(6, core.Params{"coverage": "enforce", "gamma": 0.8})
+	req.ProbeRows = 1000
+	mask := core.NewBlockMask(32, 1, req.BlockExtents(32))
+	for i := range mask.Sequences[0].QueryBlocks {
+		mask.Append([]int32{int32(i)}) // the diagonal
+	}
+	req.Mask = mask
+	s := custom.New(kernel.New(backends.Best(t)))
+	response := attend(t, s, req)
+	for _, h := range response.Report.Heads {
+		if !(*h.Coverage >= 0.8) || h.BlocksAdded == 0 || h.Density >= 1 {
+			t.Errorf("head %d keeps %g of the mass at density %g with %d blocks added, .8 was promised", h.Head, *h.Coverage, h.Density, h.BlocksAdded)
+		}
+		for i := range mask.Sequences[0].QueryBlocks {
+			if !slices.Contains(response.Mask.Row(0, h.Head, i), int32(i)) {
+				t.Fatalf("head %d, query block %d: the caller's block is missing", h.Head, i)
+			}
+		}
+	}
+	req.Mask = core.NewBlockMask(32, 1, []core.BlockExtent{{QueryBlocks: 1, KeyBlocks: 1}})
+	req.Mask.Append([]int32{0})
+	if _, err := s.Select(context.Background(), req); core.AsError(err) == nil || core.AsError(err).Kind != core.ErrInvalidArgument {
+		t.Errorf("a mask of another shape: %v, want invalid_argument", err)
 	}
 }
 

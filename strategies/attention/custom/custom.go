@@ -13,9 +13,12 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 	return k.Strategy(core.Info{
 		Name:         "custom",
 		Summary:      "the blocks of the caller's mask",
-		Parameters:   []core.Parameter{},
+		Parameters:   kernel.WithCoverage(nil),
 		Capabilities: core.Capabilities{ChunkRule: "same"},
-		Notes:        []string{"A mask of one head holds for every query head."},
+		Notes: []string{
+			"A mask of one head holds for every query head.",
+			"With coverage enforce the mask's blocks are kept, and as many others as the promise takes; those depend on how the prompt is cut into chunks.",
+		},
 	}, selectBlocks)
 }
 

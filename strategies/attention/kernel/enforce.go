@@ -24,8 +24,15 @@ func (c *Call) enforces() bool { return c.Params.Text("coverage") == "enforce" }
 
 // enforce tops up what a strategy chose by the rule of the strategy probe.
 func (c *Call) enforce(ctx context.Context, chosen *core.Selection) (*core.Selection, error) {
+	if _, err := c.blocks(chosen.Mask); err != nil { // a caller's mask may be of another shape
+		return nil, err
+	}
+	heads := chosen.Heads
+	if heads == nil {
+		heads = c.describeMask(chosen)
+	}
 	promised, err := c.Promise(ctx, chosen.Mask.BlockSize, func(h *Head) {
-		h.Report = chosen.Heads[c.Slot(h.Sequence, h.Head)]
+		h.Report = heads[c.Slot(h.Sequence, h.Head)]
 		for row := range h.QueryBlocks {
 			for _, column := range chosen.Mask.Row(h.Sequence, h.Head, row) {
 				h.Keep(row, int(column))
