@@ -80,6 +80,9 @@ func keepByScore(h *kernel.Head, row int, scores []float32, alpha float64, fewes
 			h.Keep(row, j)
 		}
 	}
+	if fewest == 0 {
+		return
+	}
 	for _, j := range mass.Largest(scores, min(fewest, len(scores))) {
 		h.Keep(row, j)
 	}

@@ -85,28 +85,34 @@ const folds = 4
 // crossCheck leaves out a quarter of the probes at a time, one of each query
 // block, and judges it by the ranks of the rest.
 func (h *Head) crossCheck(pool []float32) *Result {
-	curves := make([]curve, len(h.Score))
-	for fold := range folds {
-		var rest []Probe
-		var out []int
-		number, block := 0, -1
-		for i, p := range h.Score {
-			if p.Row != block {
-				number, block = 0, p.Row
-			}
-			if (number+p.Row)%folds == fold {
-				out = append(out, i)
-			} else {
-				rest = append(rest, p)
-			}
-			number++
+	var parts [folds]sums
+	left := make([]int, len(h.Score)) // the part that each probe is of
+	number, block := 0, -1
+	for i, p := range h.Score {
+		if p.Row != block {
+			number, block = 0, p.Row
 		}
-		r := h.rank(rest, pool)
-		for _, i := range out {
-			curves[i] = h.curve(h.Score[i], r)
+		left[i] = (number + p.Row) % folds
+		number++
+	}
+	for part := range parts {
+		parts[part] = h.newSums()
+	}
+	for i, p := range h.Score {
+		h.addTo(&parts[left[i]], p)
+	}
+	first, second := h.join(parts[0], parts[1]), h.join(parts[2], parts[3])
+	rest := [folds]sums{h.join(parts[1], second), h.join(parts[0], second), h.join(first, parts[3]), h.join(first, parts[2])}
+	curves := make([]curve, len(h.Score))
+	for part := range folds {
+		r := h.rankSums(rest[part], pool)
+		for i, p := range h.Score {
+			if left[i] == part {
+				curves[i] = h.curve(p, r)
+			}
 		}
 	}
-	return h.stop(curves, h.rank(h.Score, pool))
+	return h.stop(curves, h.rankSums(h.join(first, second), pool))
 }
 
 // curve is the coverage of one probe at each threshold.
@@ -154,20 +160,18 @@ func (h *Head) stop(curves []curve, r ranks) *Result {
 func bounds(curves []curve, z float64) (mean, lower curve) {
 	n := float64(len(curves))
 	var squares curve
-	for i := range curves {
-		for level, c := range curves[i] {
-			mean[level] += c / n
-		}
-		if i == 0 {
-			continue
-		}
-		for level, before := range curves[i-1] {
-			d := curves[i][level] - before
+	mean = curves[0]
+	for i := range curves[1:] {
+		before, at := &curves[i], &curves[i+1]
+		for level, c := range at {
+			d := c - before[level]
+			mean[level] += c
 			squares[level] += d * d
 		}
 	}
-	for level, m := range mean {
-		lower[level] = m - z*math.Sqrt(squares[level]/(2*(n-1))/n)
+	for level := range mean {
+		mean[level] /= n
+		lower[level] = mean[level] - z*math.Sqrt(squares[level]/(2*(n-1))/n)
 	}
 	return mean, lower
 }

@@ -92,7 +92,15 @@ const (
 // around it at the same key block, and block means: (own + vertical + pool/2) /
 // 2.5. Where a block has no probe the vertical average stands in for it.
 func (h *Head) rank(probes []Probe, pool []float32) ranks {
-	own, count := h.own(probes)
+	all := h.newSums()
+	for _, p := range probes {
+		h.addTo(&all, p)
+	}
+	return h.rankSums(all, pool)
+}
+
+func (h *Head) rankSums(s sums, pool []float32) ranks {
+	own, count := s.mass, s.count
 	r := ranks{columns: h.KeyBlocks, level: make([]uint8, len(pool))}
 	sum, weight := make([]float64, h.KeyBlocks), make([]float64, h.KeyBlocks)
 	for row := range h.QueryBlocks {
@@ -115,16 +123,38 @@ func (h *Head) rank(probes []Probe, pool []float32) ranks {
 	return r
 }
 
-// own adds up the probes of each query block.
-func (h *Head) own(probes []Probe) (sums []float32, count []float64) {
-	sums, count = make([]float32, h.QueryBlocks*h.KeyBlocks), make([]float64, h.QueryBlocks)
-	for _, p := range probes {
-		count[p.Row]++
-		for j, m := range p.Mass {
-			sums[p.Row*h.KeyBlocks+j] += m
+// sums adds up the probes of each query block, and counts them.
+type sums struct {
+	mass  []float32 // [query blocks, key blocks]
+	count []float64
+}
+
+func (h *Head) newSums() sums {
+	return sums{mass: make([]float32, h.QueryBlocks*h.KeyBlocks), count: make([]float64, h.QueryBlocks)}
+}
+
+func (h *Head) addTo(s *sums, p Probe) {
+	s.count[p.Row]++
+	low, high := h.Visible(p.Row)
+	row := s.mass[p.Row*h.KeyBlocks+low:][:high-low]
+	for j, m := range p.Mass[low:high] {
+		row[j] += m
+	}
+}
+
+// join adds two sums.
+func (h *Head) join(a, b sums) sums {
+	s := h.newSums()
+	for row := range s.count {
+		s.count[row] = a.count[row] + b.count[row]
+		low, high := h.Visible(row)
+		at := row*h.KeyBlocks + low
+		to, x, y := s.mass[at:][:high-low], a.mass[at:][:high-low], b.mass[at:][:high-low]
+		for j := range to {
+			to[j] = x[j] + y[j]
 		}
 	}
-	return sums, count
+	return s
 }
 
 // vertical adds up the probes around a query block at each key block that they
