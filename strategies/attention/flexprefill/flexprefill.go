@@ -7,6 +7,7 @@ package flexprefill
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
@@ -84,10 +85,8 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if err != nil {
 		return nil, err
 	}
-	queries, err := call.Session.Pool(ctx, true, s.block)
-	if err != nil {
-		return nil, err
-	}
+	// Mean queries are for query-aware heads, which there may be none of.
+	queries := sync.OnceValues(func() ([]hardware.Pooled, error) { return call.Session.Pool(ctx, true, s.block) })
 	return call.Choose(ctx, s.block, func(h *kernel.Head) error {
 		sequence := &call.Problem.Sequences[h.Sequence]
 		if sequence.Key[0].Rows <= s.denseBelow {
@@ -96,13 +95,18 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 		}
 		slot := call.Slot(h.Sequence, h.Head)
 		call.Measured(h.Sequence, h.Head, scores[slot].LSE)
-		head{Head: h, settings: s, call: call,
+		return head{Head: h, settings: s, call: call,
 			gamma: call.Params.FloatAt("gamma", h.Head), tau: call.Params.FloatAt("tau", h.Head),
 			query: sequence.Query[h.Head], offset: sequence.Offset, scores: scores[slot],
-			queries: call.QueryMeans(h.Sequence, s.block, queries[slot]),
-			keys:    call.KeyMeans(h.Sequence, s.block, keys[call.KeySlot(h.Sequence, h.Head)]),
+			queries: func() (kernel.Means, error) {
+				all, err := queries()
+				if err != nil {
+					return kernel.Means{}, err
+				}
+				return call.QueryMeans(h.Sequence, s.block, all[slot]), nil
+			},
+			keys: call.KeyMeans(h.Sequence, s.block, keys[call.KeySlot(h.Sequence, h.Head)]),
 		}.choose()
-		return nil
 	})
 }
 
@@ -110,22 +114,25 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 type head struct {
 	*kernel.Head
 	settings
-	call          *kernel.Call
-	gamma, tau    float64
-	query         hardware.Matrix
-	offset        int // position of its row 0
-	scores        hardware.RepresentativeScores
-	queries, keys kernel.Means
+	call       *kernel.Call
+	gamma, tau float64
+	query      hardware.Matrix
+	offset     int // position of its row 0
+	scores     hardware.RepresentativeScores
+	queries    func() (kernel.Means, error)
+	keys       kernel.Means
 }
 
-func (h head) choose() {
+func (h head) choose() error {
 	distance := h.distance()
 	h.Report.JSDistance = kernel.Number(distance)
 	queryAware := distance < h.tau
 	h.Report.Pattern = "vertical_slash"
 	if queryAware {
 		h.Report.Pattern = "query_aware"
-		h.keepQueryAware()
+		if err := h.keepQueryAware(); err != nil {
+			return err
+		}
 	}
 	if h.rule == "paper" {
 		if !queryAware {
@@ -133,13 +140,14 @@ func (h head) choose() {
 		}
 		h.KeepColumn(0)
 		h.KeepSlash(0)
-		return
+		return nil
 	}
 	columns, slashes := h.minBlocks, h.minBlocks
 	if !queryAware {
 		columns, slashes = h.budget(h.scores.Columns), h.budget(h.scores.Slashes)
 	}
 	h.keepColumnsAndSlashes(columns, slashes)
+	return nil
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }

@@ -9,10 +9,14 @@ import (
 // keepQueryAware keeps the tiles with the largest probability, rows softmaxed
 // over block means, until the sum over the whole head reaches gamma of it. The
 // released code drops the tile that crosses gamma, the paper keeps it.
-func (h head) keepQueryAware() {
+func (h head) keepQueryAware() error {
+	queries, err := h.queries()
+	if err != nil {
+		return err
+	}
 	probability := make([]float32, h.QueryBlocks*h.KeyBlocks)
 	row64 := make([]float64, h.KeyBlocks)
-	similarity := h.call.Similarity(h.queries, h.keys, h.Visible)
+	similarity := h.call.Similarity(queries, h.keys, h.Visible)
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
 		for j := range row64 {
@@ -33,4 +37,5 @@ func (h head) keepQueryAware() {
 	for _, at := range mass.Largest(probability, min(count, len(probability))) {
 		h.Keep(at/h.KeyBlocks, at%h.KeyBlocks)
 	}
+	return nil
 }
