@@ -69,7 +69,6 @@ def test_no_tensor_is_copied(tensor, address, dtype, strides, kind):
         "dtype": dtype,
         "shape": array.shape,
         "strides": array.strides,
-        "device": "cpu",
     }
 
 
