@@ -44,9 +44,13 @@ def string_bands(train_length: int, shift: int, local: int) -> tuple[Band, ...]:
     return (Band(-math.inf, shift), far)
 
 
-def rotate(x: torch.Tensor, position: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Rotate ``x`` [..., n, d] by ``position`` [n], pairs (i, i + rotary_dim/2)."""
+def rotate(x: torch.Tensor, position: torch.Tensor, inv_freq: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Rotate ``x`` [..., n, d] by ``position`` [n], pairs (i, i + rotary_dim/2), or (2i, 2i + 1)."""
     half = inv_freq.numel()
+    if interleaved:
+        order = [*range(0, 2 * half, 2), *range(1, 2 * half, 2), *range(2 * half, x.shape[-1])]
+        back = torch.argsort(torch.tensor(order))
+        return rotate(x[..., order], position, inv_freq)[..., back]
     angle = position.to(x.dtype)[:, None] * inv_freq.to(x.dtype)
     cos, sin = angle.cos(), angle.sin()
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -96,6 +100,7 @@ def attention(
     sinks: Sequence[float] | None = None,
     bands: Sequence[Band] = PLAIN,
     inv_freq: Sequence[float] | None = None,
+    interleaved: bool = False,
     kept: torch.Tensor | None = None,
     block_size: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +127,7 @@ def attention(
             pairs = seen
             if kept is not None:
                 pairs = seen & tiles_to_pairs(kept[h], block_size, m, n)
-            score = _scores(q[b, h].double(), k[b, h // group].double(), m, n, bands, inv_freq)
+            score = _scores(q[b, h].double(), k[b, h // group].double(), m, n, bands, inv_freq, interleaved)
             score = score * (scale if scale is not None else head_dim**-0.5)
             if softcap:
                 score = softcap * torch.tanh(score / softcap)
@@ -133,7 +138,7 @@ def attention(
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, m: torch.Tensor, n: torch.Tensor, bands: Sequence[Band],
-            inv_freq: Sequence[float] | None) -> torch.Tensor:
+            inv_freq: Sequence[float] | None, interleaved: bool) -> torch.Tensor:
     """Raw scores [q_len, k_len] of rotated q and k, each pair in its band."""
     if inv_freq is None:
         return q @ k.T
@@ -143,7 +148,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, m: torch.Tensor, n: torch.Tensor, 
     for band in bands:
         extra_q = band.query(m.double()) - m
         extra_k = band.key(n.double()) - n
-        here = rotate(q, extra_q, freq) @ rotate(k, extra_k, freq).T
+        here = rotate(q, extra_q, freq, interleaved) @ rotate(k, extra_k, freq, interleaved).T
         score = torch.where((distance >= band.low) & (distance < band.high), here, score)
     return score
 

@@ -151,13 +151,18 @@ def test_each_layer_type_has_its_own_frequencies() -> None:
         assert rotary.inv_freq() == pytest.approx(want, rel=1e-5)
 
 
-def test_interleaved_rope_is_refused() -> None:
-    from transformers import AutoModelForCausalLM, CohereConfig
+def test_latent_attention_has_no_positions_of_ours() -> None:
+    """Its rope turns the end of each head; turning the first dimensions would be wrong in silence."""
+    from transformers import AutoModelForCausalLM, DeepseekV3Config
 
-    config = CohereConfig(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = DeepseekV3Config(
+        vocab_size=50, hidden_size=32, intermediate_size=32, moe_intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        first_k_dense_replace=1, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(trivium.InvalidArgument, match="neighbouring pairs"):
-        with trivium.hf.patch(model, attention="dense", position={"strategy": "string", "local": 16}):
+    with pytest.raises(trivium.InvalidArgument, match="part of each head"):
+        with trivium.hf.patch(model, attention="dense", position="string"):
             pass
 
 

@@ -15,9 +15,20 @@ from tiny_models import build, tokens
 TRAIN, SHIFT, LOCAL = 48, 16, 4
 
 
-@pytest.fixture(params=["llama", "qwen3", "phi3"])
+@pytest.fixture(params=["llama", "qwen3", "phi3", "glm-interleaved", "cohere2-no-rope", "exaone4-no-rope"])
 def model(request: pytest.FixtureRequest) -> Any:
     return build(request.param)
+
+
+def window(model: Any, module: Any) -> int | None:
+    types = getattr(model.config, "layer_types", None)
+    return model.config.sliding_window if types and types[module.layer_idx] == "sliding_attention" else None
+
+
+def bands(model: Any, module: Any, rule: tuple[int, int] | None) -> Any:
+    """Layers of full attention among sliding ones have no rope in these models, so nothing to shift."""
+    no_rope = model.config.model_type in ("cohere2", "exaone4") and window(model, module) is None
+    return reference.PLAIN if rule is None or no_rope else reference.string_bands(TRAIN, *rule)
 
 
 @torch.no_grad()
@@ -27,8 +38,8 @@ def by_oracle(model: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch) ->
 
     def forward(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any) -> Any:
         out, _ = reference.attention(
-            q, k, v, scale=scaling, bands=reference.string_bands(TRAIN, SHIFT, LOCAL),
-            inv_freq=model.model.rotary_emb.inv_freq.tolist(),
+            q, k, v, scale=scaling, window=window(model, module), bands=bands(model, module, (SHIFT, LOCAL)),
+            inv_freq=model.model.rotary_emb.inv_freq.tolist(), interleaved=model.config.model_type in ("glm", "cohere2"),
         )
         return out.to(q.dtype).transpose(1, 2).contiguous(), None
 
@@ -54,8 +65,10 @@ def test_positions_change_while_a_cache_lives(model: Any, monkeypatch: pytest.Mo
     def forward(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any) -> Any:
         rows = []
         for start, end, rule in parts:
-            bands = reference.PLAIN if rule is None else reference.string_bands(TRAIN, *rule)
-            out, _ = reference.attention(q, k, v, scale=scaling, bands=bands, inv_freq=model.model.rotary_emb.inv_freq.tolist())
+            out, _ = reference.attention(
+                q, k, v, scale=scaling, window=window(model, module), bands=bands(model, module, rule),
+                inv_freq=model.model.rotary_emb.inv_freq.tolist(), interleaved=model.config.model_type in ("glm", "cohere2"),
+            )
             rows.append(out[:, :, start:end])
         return torch.cat(rows, dim=2).to(q.dtype).transpose(1, 2).contiguous(), None
 

@@ -34,6 +34,13 @@ ALL: dict[str, Callable[[], Any]] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "phi3": lambda: transformers.Phi3Config(**SHARED),
+    "glm-interleaved": lambda: transformers.GlmConfig(**SHARED, head_dim=16, partial_rotary_factor=0.5),
+    "cohere2-no-rope": lambda: transformers.Cohere2Config(
+        **SHARED, sliding_window=24, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "exaone4-no-rope": lambda: transformers.Exaone4Config(
+        **SHARED, sliding_window=24, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
     "phi-partial-rotary": lambda: transformers.PhiConfig(**SHARED, partial_rotary_factor=0.5),
     "smollm3-no-rope-layers": lambda: transformers.SmolLM3Config(**SHARED, no_rope_layer_interval=2),
     "gpt-oss-sinks": lambda: transformers.GptOssConfig(

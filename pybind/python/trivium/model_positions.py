@@ -168,6 +168,11 @@ def _content(source: Any) -> Mapping[str, Any]:
     return content
 
 
+def rotates(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer has a rope, by its number."""
+    return _Reader(config).rotates(layer)
+
+
 class _Reader:
     """One config; ``text_config`` is looked into where the model has several towers."""
 
@@ -187,6 +192,11 @@ class _Reader:
         count = self._number("layers", "num_hidden_layers", "n_layer", "num_layers")
         layers = tuple(self._layer(index, count) for index in range(count))
         return ModelPositions(self._type, layers, self._get("max_position_embeddings", "n_positions", "n_ctx"))
+
+    def rotates(self, index: int) -> bool:
+        """Whether the layer of this number has a rope."""
+        count = self._get("num_hidden_layers", "n_layer", "num_layers") or index + 1
+        return self._rotates(index, count, self._kind(index, count))
 
     def _layer(self, index: int, count: int) -> LayerPositions | None:
         kind = self._kind(index, count)

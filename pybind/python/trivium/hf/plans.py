@@ -24,11 +24,11 @@ class Plans:
 
     def get(self, position: Position, rotary: Rotary, head_dim: int, length: int) -> PositionPlan:
         """The plan for sequences of ``length`` tokens, cache included."""
-        key = (position.strategy, repr(position.params), rotary.key(), head_dim, length)
+        key = (position.strategy, repr(position.params), rotary.key(), rotary.interleaved, head_dim, length)
         plan = self._made.pop(key, None)
         if plan is None:
             self.asked += 1
-            plan = position.plan(head_dim=head_dim, length=length, inv_freq=rotary.inv_freq())
+            plan = position.plan(head_dim=head_dim, length=length, inv_freq=rotary.inv_freq(), interleaved=rotary.interleaved)
         self._made[key] = plan
         while len(self._made) > HELD:
             self._made.popitem(last=False)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trivium._errors import InvalidArgument
+from trivium.model_positions import rotates
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Rotary:
 
     module: nn.Module
     name: str
+    interleaved: bool = False  # pairs (0, 1), (2, 3), ... instead of halves
 
     def key(self) -> bytes:
         """The frequencies as they are now, to compare with."""
@@ -40,25 +42,33 @@ def find_rotary(model: nn.Module, layer: nn.Module) -> Rotary | None:
     Raises
     ------
     InvalidArgument
-        When the model rotates neighbouring pairs (0, 1), (2, 3), ..., or when
-        no rotary embedding can be found.
+        When no rotary embedding can be found, and for multi-head latent attention,
+        which rotates a part of the head of its own.
     """
-    if not getattr(layer, "use_rope", True):
-        return None
-    if _interleaved(layer):
+    config = getattr(layer, "config", None)
+    if getattr(config, "kv_lora_rank", None):
         raise InvalidArgument(
-            f"position: {type(layer).__name__} rotates neighbouring pairs of dimensions: "
-            "want a model that rotates halves (Llama, Qwen, Mistral, Gemma, Phi)"
+            f"position: {type(layer).__name__} rotates a part of each head of its own: want a model that rotates "
+            "the first dimensions (Llama, Qwen, Mistral, Gemma, Phi, Cohere, GLM)"
         )
+    if not getattr(layer, "use_rope", True) or not _has_rope(config, layer):
+        return None
+    interleaved = _interleaved(layer)
     names = _buffer_names(layer)
     for module in _rotary_modules(model, layer):
         for name in names:
             if isinstance(getattr(module, name, None), torch.Tensor):
-                return Rotary(module, name)
+                return Rotary(module, name, interleaved)
     raise InvalidArgument(
         f"position: no rotary embedding found for {type(layer).__name__}: want a model with rope",
         hint="position strategies need the frequencies by which queries and keys were rotated",
     )
+
+
+def _has_rope(config: Any, layer: nn.Module) -> bool:
+    """Some models leave the rope out of layers that nothing in the layer tells apart."""
+    index = getattr(layer, "layer_idx", None)
+    return config is None or not isinstance(index, int) or rotates(config.to_dict(), index)
 
 
 def train_length(config: Any) -> int | None:
