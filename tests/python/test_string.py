@@ -22,17 +22,29 @@ def rotate(x: Array, positions: Array, inv_freq: Array) -> Array:
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
 
 
-def expected(q: Array, k: Array, v: Array, inv_freq: Array) -> Array:
-    """Softmax attention with an explicit n x n matrix of relative positions."""
-    d = np.arange(N)[:, None] - np.arange(N)[None, :]
-    relative = np.where(d < S, d, d - S + W).astype(np.float64)
+def scores(q: Array, k: Array, inv_freq: Array, relative: Array) -> Array:
+    """Scores of every pair at explicit relative positions [n, n]."""
     angle = relative[:, :, None] * inv_freq
     half = DIM // 2
     q1, q2, k1, k2 = q[..., :half], q[..., half:], k[..., :half], k[..., half:]
     along = np.einsum("hif,hjf,ijf->hij", q1, k1, np.cos(angle)) + np.einsum("hif,hjf,ijf->hij", q2, k2, np.cos(angle))
     across = np.einsum("hif,hjf,ijf->hij", q1, k2, np.sin(angle)) - np.einsum("hif,hjf,ijf->hij", q2, k1, np.sin(angle))
-    scores = np.where(d >= 0, (along + across) / np.sqrt(DIM), -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (along + across) / np.sqrt(DIM)
+
+
+DISTANCE = np.arange(N)[:, None] - np.arange(N)[None, :]
+
+
+def expected(q: Array, k: Array, v: Array, inv_freq: Array, twice: bool = False) -> Array:
+    """Softmax attention with an explicit n x n matrix of relative positions.
+
+    With ``twice``, as the released code: a window that includes distance S, and the
+    rest from S on, joined by their sums.
+    """
+    shifted = np.where(DISTANCE < S, DISTANCE, DISTANCE - S + W).astype(np.float64)
+    weights = np.where(DISTANCE >= 0, np.exp(scores(q, k, inv_freq, shifted)), 0)
+    if twice:
+        weights += np.where(DISTANCE == S, np.exp(scores(q, k, inv_freq, DISTANCE.astype(np.float64))), 0)
     return (weights / weights.sum(-1, keepdims=True)) @ v
 
 
@@ -58,6 +70,24 @@ def test_string_is_the_explicit_rule(name: str, problem: Any) -> None:
             q_offset=start,
         )  # fmt: skip
         np.testing.assert_allclose(out[0], want[:, start:end], atol=1e-5)
+
+
+def test_released_counts_distance_s_twice_in_prefill_and_once_in_decoding(rng: np.random.Generator) -> None:
+    raw = [rng.standard_normal((2, N, DIM)) for _ in range(3)]
+    inv_freq = THETA ** (-np.arange(0, DIM, 2) / DIM)
+    positions = np.arange(N, dtype=np.float64)
+    q, k, v = (x[None].astype(np.float32) for x in (rotate(raw[0], positions, inv_freq), rotate(raw[1], positions, inv_freq), raw[2]))
+    released = trivium.position("string", train_length=TRAIN, shift=S, local=W, compat="released", attention_factor=1.0)
+    call: dict[str, Any] = dict(strategy="dense", position=released, inv_freq=inv_freq)
+    once, twice = expected(*raw, inv_freq), expected(*raw, inv_freq, twice=True)
+    out = trivium.attention(q, k, v, **call)
+    np.testing.assert_allclose(out[0], twice, atol=1e-5)
+    assert np.abs(once - twice)[:, S:].max() > 1e-2, "counting twice must matter for this test to say anything"
+    np.testing.assert_array_equal(out[:, :, :S], trivium.attention(q, k, v, strategy="dense")[:, :, :S])
+    step = trivium.attention(q[:, :, -1:], k, v, q_offset=N - 1, **call)
+    np.testing.assert_allclose(step[0], once[:, -1:], atol=1e-5)
+    plan = released.plan(head_dim=DIM, length=N, inv_freq=inv_freq)
+    assert plan.twice == S and trivium.position("string", shift=S, local=W).plan(head_dim=DIM, length=N, inv_freq=inv_freq).twice == 0
 
 
 @pytest.mark.parametrize("strategy,params", [

@@ -79,6 +79,9 @@ class PositionPlan:
     attention_scale : float
         Factor of cosine and sine; scores get its square.
     bands : tuple of Band
+    twice : int
+        Distance whose pairs count once more, at their true positions, in calls of more
+        than one query; 0: none. STRING's ``compat="released"`` has it.
     """
 
     strategy: str
@@ -87,6 +90,7 @@ class PositionPlan:
     attention_scale: float
     bands: tuple[Band, ...]
     interleaved: bool = False
+    twice: int = 0
     _handle: int = field(default=0, repr=False, compare=False)
 
     def relative(
@@ -216,6 +220,7 @@ def _plan_from_result(result: dict[str, Any]) -> PositionPlan:
         applied_inv_freq=tuple(plan["applied_inv_freq"]),
         attention_scale=plan["attention_scale"],
         interleaved=plan.get("interleaved", False),
+        twice=plan.get("twice", 0),
         bands=tuple(
             Band(b["chunk"], b["low"], b["high"], Rule(**b["query"]), Rule(**b["key"])) for b in plan["bands"]
         ),
