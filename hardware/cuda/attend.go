@@ -166,7 +166,7 @@ func (a Attention) features() []Feature {
 
 // attendShared is the dynamic shared memory of the sm_90a kernel: the query
 // tiles, two stages of K and V, the output tile, barriers and plans.
-func attendShared(headDim, rotations int) int { return (5+rotations)*Tile*headDim*2 + 1024 + 768 }
+func attendShared(headDim, rotations int) int { return (5+rotations)*Tile*headDim*2 + 1024 + 1024 }
 
 // Attend starts attention on the queue; it does not wait. Few queries over many
 // keys are split over the keys.

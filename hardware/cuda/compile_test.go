@@ -54,7 +54,7 @@ func TestEveryKernelCompiles(t *testing.T) {
 }
 
 // skipped leaves out what costs minutes and adds little: on architectures above
-// a kernel's first one, all but the plainest and the fullest variant.
+// a kernel's first one, all but the plainest and the fullest variant in bf16.
 func skipped(k Kernel, arch string) bool {
 	features := 0
 	for _, f := range []Feature{Bands, Window, Softcap, Sinks} {
@@ -63,6 +63,9 @@ func skipped(k Kernel, arch string) bool {
 		}
 	}
 	first := strings.HasPrefix(arch, fmt.Sprintf("sm_%d", k.Least))
+	if !first && slices.Contains(k.Defines, "FP16") {
+		return true
+	}
 	return features > 0 && features < 4 && (!first || testing.Short())
 }
 

@@ -5,7 +5,10 @@ package cuda
 */
 import "C"
 
-import "unsafe"
+import (
+	"fmt"
+	"unsafe"
+)
 
 // Work on few queries: a block takes decodeRows of them (query heads of one key
 // head times their queries), up to decodeMost in all; more are prefill.
@@ -15,11 +18,12 @@ const (
 	probeRows  = 64 // of one query head; half of it with two rotations
 	stepBytes  = 4096
 	stages     = 3
+	mostGroups = 1<<16 - 1 // the second axis of a grid
 )
 
 // decodes says whether a call is split over its keys.
 func (a Attention) decodes() bool {
-	return a.Mask == nil && a.Query.Heads/a.Key.Heads*a.longest() <= decodeMost
+	return a.Mask == nil && a.Query.Heads/a.Key.Heads*a.longest() <= decodeMost && a.sequences()*a.Key.Heads <= mostGroups
 }
 
 // splitWork is how the decode kernel is started.
@@ -102,7 +106,9 @@ func (q *Queue) Certify(a Attention, p Probes) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
-	if a.sequences() == 0 || p.Count == 0 {
+	if groups := a.sequences() * a.Query.Heads; groups > mostGroups {
+		return fmt.Errorf("cuda: %d sequences of %d heads: coverage is measured for at most %d of them in a call", a.sequences(), a.Query.Heads, mostGroups)
+	} else if groups == 0 || p.Count == 0 {
 		return nil
 	}
 	shared, err := q.attendArgs(a, 1)

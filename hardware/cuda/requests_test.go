@@ -145,7 +145,12 @@ func TestWhoDecodes(t *testing.T) {
 	if !a.decodes() {
 		t.Error("at most 16 queries a sequence: want them split over the keys")
 	}
-	a.Mask = &Mask{}
+	a.Sequences = make([]Sequence, 8192)
+	a.Sequences[0].Queries = 1
+	if a.decodes() {
+		t.Error("8192 sequences of 8 heads are more groups than a grid holds")
+	}
+	a.Sequences, a.Mask = a.Sequences[:2], &Mask{}
 	if a.decodes() {
 		t.Error("a mask: want prefill")
 	}
@@ -167,6 +172,7 @@ func TestRotationRefuses(t *testing.T) {
 		"none":     {func(r *Rotation) { r.Applied, r.InvFreq = nil, nil }, "0 and 0 frequencies"},
 		"too many": {func(r *Rotation) { r.In.Dim, r.Out.Dim = 96, 96 }, "head_dim 96"},
 		"differ":   {func(r *Rotation) { r.Applied = r.Applied[:32] }, "64 and 32"},
+		"many":     {func(r *Rotation) { r.Sequences = make([]Sequence, 1<<16) }, "at most 65535"},
 		"rows":     {func(r *Rotation) { r.Sequences = []Sequence{{QueryRow: 200, Queries: 101}} }, "[200, 301)"},
 	} {
 		r := good()

@@ -39,6 +39,9 @@ func (r Rotation) validate() error {
 	if pairs == 0 || pairs != len(r.Applied) || 2*pairs > in.Dim || pairs > C.kMostPairs || !r.Interleaved && pairs%2 != 0 {
 		return fmt.Errorf("cuda: %d and %d frequencies for head_dim %d: want as many, for at most all of it, an even number unless interleaved", pairs, len(r.Applied), in.Dim)
 	}
+	if len(r.Sequences) > mostGroups || in.Batch > mostGroups {
+		return fmt.Errorf("cuda: %d sequences: a call rotates at most %d", max(len(r.Sequences), in.Batch), mostGroups)
+	}
 	return Attention{Query: in, Key: in, Sequences: r.Sequences}.validateQueries()
 }
 

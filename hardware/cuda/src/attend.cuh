@@ -13,7 +13,8 @@
 #define LOWER_LIMIT 1
 #endif
 
-constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kColumn = 0x3fffffffu;  // a tile: flags and key block
+// A tile: flags and key block. kNear: no tile of the item is far; kTurn: the next one is the first far one.
+constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kNear = 0x20000000u, kTurn = 0x10000000u, kColumn = 0x0fffffffu;
 
 struct Work { int batch, head, block, begin, count; Sequence seq; };
 

@@ -7,7 +7,8 @@
 // The running maximum is replaced only when it grows by more than 8 in log2 units: the old one stays a valid reference,
 // and the 64 multiplications of the accumulator are skipped for almost every tile.
 //
-// Shapes: head_dim 64 or 128, any lengths, q_heads a multiple of kv_heads, 16-byte aligned rows.
+// Shapes: head_dim up to 128 in steps of 8, any lengths, packed and padded batches, q_heads a multiple of kv_heads,
+// 16-byte aligned rows.
 // Error, relative to float32 on the same mask: bf16 2.4e-3 (two roundings to 16 bits, of P and of the output), fp16 3e-4.
 // Versions (H200, 128k tokens, TFLOP/s dense / 10 % mask; more in docs/decisions/cuda-kernel.md):
 //   1 Q in shared memory                                        601 / 563
@@ -15,6 +16,8 @@
 //   3 columns read ahead by their own warp, items joined        637 / 597
 //   4 wait for P V held below the exponentials                  646 / 611
 //   5 Q read one item ahead, first softmax over the last P V    644 / 622
+//   6 sequences, blocks by position, any head_dim: the same (H100 664 / 648)
+//   7 BANDS: the turn to far tiles known a tile ahead; cost of the second rotation itself 4 - 7 % -> 2 - 3 %
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
 #include "tiles.cuh"
@@ -70,7 +73,9 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
     bool first = true, last;
 #ifdef BANDS
     const int low = w.seq.q_offset + w.block * kTile;
+    const bool near_only = low + kTile - 1 < a.band;  // nearer than the border to its first key
     bool far = false;
+    int far_from = -1;
 #endif
     do {
       const int mine = next + lane;
@@ -81,19 +86,24 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
 #ifdef BANDS
       if (!far) {
         const int distance = low - column * kTile;  // from the first query to the first key
-        const u32 near_lanes = __ballot_sync(~0u, lane < count && distance - (kTile - 1) < a.band);
+        const int near_count = __popc(__ballot_sync(~0u, lane < count && distance - (kTile - 1) < a.band));
         const u32 far_lanes = __ballot_sync(~0u, lane < count && distance + kTile - 1 >= a.band);
-        const int near_count = __popc(near_lanes);
-        if (far_lanes) {  // the first far column is here: go on from it
+        if (far_from < 0 && far_lanes) far_from = next + __ffs(far_lanes) - 1;
+        if (near_count == count && !last) {  // there may be more: the last near column waits for what follows it
+          count = 31;
+          --next;
+        } else if (far_from >= 0) {  // go on from the first far column, which may have been a near one too
           far = true;
           count = near_count;
           last = false;
-          next += __ffs(far_lanes) - 1 - 32;
+          next = far_from - 32;
           if (count == 0) { next += 32; continue; }
+          if (lane == count - 1) column |= kTurn;
         }
       } else {
         column |= kFar;
       }
+      if (near_only) column |= kNear;
 #endif
       barrier_wait(BAR(plan_empty[slot]), phase);
       Plan* p = &sh->plans[slot];
@@ -138,11 +148,10 @@ __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh,
       q_phase ^= 1;
       sh->batch = p->batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
       if (count > 0) {
-        barrier_expect(BAR(q_full), BAND_COUNT * kTileBytes);
+        const bool both = BAND_COUNT == 2 && !(p->columns[0] & kNear);
+        barrier_expect(BAR(q_full), (1 + both) * kTileBytes);
         copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, p->box);
-#ifdef BANDS
-        copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, p->box);
-#endif
+        if (both) copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, p->box);
       } else {
         barrier_arrive(BAR(q_full));  // an empty row, or the end
       }
@@ -310,9 +319,9 @@ __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& 
 }
 
 // The fragments in registers are all that is needed of the query tile. With two rotations it stays until the second is
-// loaded, or until the last column of an item that has no far one.
+// loaded, or until the last column of an item that keeps no far one.
 #ifdef BANDS
-#define LOADED_QUERY() do { if (info & (kFar | kLast)) RELEASE_QUERY(); } while (0)
+#define LOADED_QUERY() do { if (info & (kFar | kLast | kNear)) RELEASE_QUERY(); } while (0)
 #else
 #define LOADED_QUERY() RELEASE_QUERY()
 #endif
@@ -367,19 +376,14 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     pack_scores(p, s);
     while (true) {
       while (!(info & kLast)) {
-        barrier_wait(BAR(k_full[kr.slot]), kr.phase);
 #ifdef BANDS
-        const u32 before = info;
-        info = tile_info(sh, kr.slot);
-        if ((info ^ before) & kFar) {
+        if (info & kTurn) {  // known a tile ahead: reading the flags of this one would delay its products
           load_query(q, q_rows + kTileBytes);
           RELEASE_QUERY();
-        } else if ((info & (kLast | kFar)) == kLast) {
-          RELEASE_QUERY();
         }
-#else
-        info = tile_info(sh, kr.slot);
 #endif
+        barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+        info = tile_info(sh, kr.slot);
         pin(s);
         pin(o);
         wgmma_fence();
@@ -388,6 +392,9 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(v_full[vr.slot]), vr.phase);
         product_pv(o, p, v_ring + vr.slot * kTileBytes);
         wgmma_commit();
+#ifdef BANDS
+        if ((info & (kLast | kFar | kNear)) == kLast) RELEASE_QUERY();
+#endif
         wgmma_wait<1>();
         pin(s);
         if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));

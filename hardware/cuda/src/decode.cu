@@ -9,9 +9,10 @@
 // attention kernel wrote for them the share of the dense softmax that its tiles kept.
 //
 // Shapes: head_dim up to HEAD_DIM in steps of 8, any lengths, q_heads a multiple of kv_heads, 16-byte aligned rows.
-// Versions (docs/decisions/cuda-kernel.md has the measurements):
-//   1 one ring for each warp, 16 keys a step at head_dim 128, last block joins
-//   2 the last block reads the splits' rows by lanes; the first copies start before q is read
+// Versions (H100, 8 key heads, 8k / 32k / 128k keys; more in docs/decisions/cuda-kernel.md):
+//   1 one ring for each warp, 16 keys a step at head_dim 128, last block joins                    21.2 / 55.5 / 184 us
+//   2 the last block reads the splits' rows by lanes; the first copies start before q is read     19.8 / 53 / 182
+//   3 only rows that exist go through shared memory                                               18.5 / 52 / 183
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS, WINDOW, SOFTCAP, SINKS, PROBE.
 #include "attend.cuh"
@@ -420,7 +421,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) decode(const __grid_constan
 #pragma unroll
   for (int i = 0; i < kOut; i += 2) {
     const int r = (i >> 1) & 1, c = (i / 4) * 8 + 2 * (lane & 3);
-    *(float2*)(sums + (warp * 16 + 8 * r + lane / 4) * HEAD_DIM + c) = make_float2(o[i] * factor[r], o[i + 1] * factor[r]);
+    if (8 * r + lane / 4 < rows) *(float2*)(sums + (warp * 16 + 8 * r + lane / 4) * HEAD_DIM + c) = make_float2(o[i] * factor[r], o[i + 1] * factor[r]);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < rows * (HEAD_DIM / 4); i += blockDim.x) {

@@ -4,6 +4,7 @@
 // The scores are means x queries, so that the sum over queries runs along a thread's own accumulators: a warp holds 16
 // means as operand fragments and walks over the queries of its group of heads, which share them. Means are kept as two
 // 16-bit numbers, so that the scores are those of float32 means. On sm_90a the scores come from flashprefill_sm90.cu.
+// Versions (H100, whole selection at 32k tokens): 1 query tiles through two stages of cp.async .41 ms.
 //
 // Macros: HEAD_DIM (64, 128), FP16.
 #include "mma.cuh"

@@ -2,6 +2,8 @@
 // scores of query-aware heads, the number of tokens that reach gamma, the best blocks, and a CSR mask. No value is sorted:
 // thresholds come from three exact histograms over the bits of the probabilities (integer sums, so the order of the
 // atomics does not matter). With the two score kernels: 10 launches, no host synchronisation, any length at run time.
+// Versions (the whole index at 128k tokens, H200): 1 bits of the mask tested one by one, 1.27 ms; 2 rows of the mask as words,
+// 1.16; 3 decisions from partial sums of tiles, .87; 4 chunks, gamma and tau by head, the same (H100 .91).
 // FLOAT_INPUT: q and k are float32; otherwise bf16, or fp16 with FP16.
 #include "flexindex.cuh"
 #include "csr.cuh"

@@ -1,7 +1,8 @@
 // The products of xattention.cuh for sm_90a: wgmma from shared memory, 128 x 256 squares, 64 x 256 a warpgroup, four stages
 // of cp.async two steps ahead. Both sides are stored as the 128-byte swizzle of the descriptors; TMA cannot load them, since
 // a prompt is not a whole number of squares.
-// Versions (docs/decisions/cuda-kernel.md): 1 mma.sync, 128 x 128 squares (xattention.cu); 2 wgmma, 128 x 256.
+// Versions (H100, whole selection at 8k / 32k / 128k tokens, stride 16): 1 mma.sync, 128 x 128 squares (xattention.cu)
+// .193 / 1.46 ms; 2 wgmma, 128 x 256 .135 / 1.00 / 13.5.
 #include "xattention.cuh"
 
 constexpr int kStages = 4, kAhead = 2;

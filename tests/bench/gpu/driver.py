@@ -195,7 +195,7 @@ class Attend:
         on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks)]
         head_dim = compiled_dim(head_dim)
         self.module = Module(source, ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x] + list(extra), cubin=cubin)
-        self.shared = (6 + bands) * 128 * head_dim * 2 + 1024 + 768
+        self.shared = (6 + bands) * 128 * head_dim * 2 + 1024 + 1024
         self.f = self.module.function("attend", self.shared)
         self.counter = torch.zeros(2, dtype=torch.int32, device="cuda")
         self.sms = torch.cuda.get_device_properties(0).multi_processor_count
