@@ -87,6 +87,12 @@ type AttentionRequest struct {
 	WantMask   bool // return the blocks that were kept
 	ProbeRows  int  // measure coverage on this many random rows of each head; 0: only what is free
 	ForceDense bool // attend to everything, to compare
+
+	// On a device the work is started, not awaited: it waits for Ready and ends
+	// with Done. nil: inputs are ready now, and the call returns when the work is done.
+	Ready, Done tensor.Event
+	// OmitReport leaves out of the report what would cost a wait for the device.
+	OmitReport bool
 }
 
 // Selection is what a strategy chose.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -172,8 +173,8 @@ func (i Info) supports(req *AttentionRequest) error {
 	if dtype := req.Query.Dtype().String(); len(c.Dtypes) > 0 && !slices.Contains(c.Dtypes, dtype) {
 		return Invalid(i.ID(), "dtype %s: want one of %v", dtype, c.Dtypes)
 	}
-	if device := string(req.Query.Device()); len(c.Devices) > 0 && !slices.Contains(c.Devices, device) {
-		return &Error{Kind: ErrDeviceUnavailable, Strategy: i.ID(), Message: "device " + device + " is not available", Hint: "run trivium doctor"}
+	if err := i.RunsOn(req.Query.Device()); err != nil {
+		return err
 	}
 	if c.MaxHeadDim > 0 && req.Query.Dim(3) > c.MaxHeadDim {
 		return Invalid(i.ID(), "head_dim %d: want at most %d", req.Query.Dim(3), c.MaxHeadDim)
@@ -190,9 +191,29 @@ func (i Info) supports(req *AttentionRequest) error {
 	return nil
 }
 
+// RunsOn refuses a device that the strategy does not have.
+func (i Info) RunsOn(device tensor.Device) error {
+	devices := i.Capabilities.Devices
+	if len(devices) == 0 {
+		devices = []string{string(tensor.CPU)}
+	}
+	if slices.Contains(devices, device.Kind()) {
+		return nil
+	}
+	e := Errorf(ErrDeviceUnavailable, "tensors on %s: it runs on %s", device, strings.Join(devices, ", ")).
+		WithHint("move the tensors there, or take a strategy whose capabilities list %q among its devices", device.Kind())
+	e.Strategy = i.ID()
+	return e
+}
+
 func checkOutputs(req *AttentionRequest) error {
 	if req.Output == nil {
 		return Invalid("", "an output tensor is needed")
+	}
+	for _, t := range []*tensor.Tensor{req.Output, req.LSE} {
+		if t != nil && t.Device() != req.Query.Device() {
+			return Invalid("", "output %v for a query on %s: want one device", t, req.Query.Device())
+		}
 	}
 	if req.Output.Dtype() != req.Query.Dtype() || !slices.Equal(req.Output.Shape(), req.Query.Shape()) {
 		return Invalid("", "output %v: want %v like the query", req.Output, req.Query)

@@ -181,3 +181,23 @@ func TestPlanValidateRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestDevicesOfAStrategy(t *testing.T) {
+	for _, c := range []struct {
+		devices []string
+		device  tensor.Device
+		fails   bool
+	}{
+		{nil, "cpu", false}, {nil, "cuda:0", true}, {[]string{"cpu"}, "cuda:1", true},
+		{[]string{"cpu", "cuda"}, "cuda:1", false}, {[]string{"cuda"}, "cpu", true},
+	} {
+		info := Info{Kind: Attention, Name: "x", Capabilities: Capabilities{Devices: c.devices}}
+		err := info.RunsOn(c.device)
+		if (err != nil) != c.fails {
+			t.Errorf("%v on %s: %v", c.devices, c.device, err)
+		}
+		if err != nil && (AsError(err).Kind != ErrDeviceUnavailable || AsError(err).Strategy != "attention.x") {
+			t.Errorf("%v on %s: %v", c.devices, c.device, err)
+		}
+	}
+}

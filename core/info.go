@@ -33,6 +33,18 @@ type Info struct {
 	Plugin       string       `json:"plugin,omitempty"`
 }
 
+// Device is an accelerator that a plugin process can use, or what is missing to
+// use one.
+type Device struct {
+	Name     string `json:"name,omitempty"` // "cuda:0"
+	Model    string `json:"model,omitempty"`
+	Driver   string `json:"driver,omitempty"`
+	Compiler string `json:"compiler,omitempty"` // of kernels
+	Cache    string `json:"cache,omitempty"`    // folder of compiled kernels
+	Missing  string `json:"missing,omitempty"`  // why it cannot be used
+	Hint     string `json:"hint,omitempty"`
+}
+
 // ID is the dotted identifier, such as "attention.flexprefill".
 func (i Info) ID() string { return string(i.Kind) + "." + i.Name }
 
@@ -48,7 +60,7 @@ func (i Info) Parameter(name string) (Parameter, bool) {
 // Capabilities say what a strategy can do; they are asked, never guessed.
 type Capabilities struct {
 	Dtypes        []string `json:"dtypes,omitempty"`
-	Devices       []string `json:"devices,omitempty"`
+	Devices       []string `json:"devices,omitempty"` // kinds: "cpu", "cuda"; none: the CPU
 	MaxHeadDim    int      `json:"max_head_dim,omitempty"`
 	GQA           bool     `json:"gqa,omitempty"`     // more query heads than kv heads
 	Varlen        bool     `json:"varlen,omitempty"`  // padding and packed sequences

@@ -105,6 +105,9 @@ func (r *AttentionRequest) validateShapes() error {
 		return Invalid("", "%d query heads on %d kv heads: want a multiple", q.Dim(1), k.Dim(1)).
 			WithHint("check layout=: \"bhnd\" is [batch, heads, len, head_dim], \"bnhd\" is [batch, len, heads, head_dim]")
 	}
+	if q.Device() != k.Device() || k.Device() != v.Device() {
+		return Invalid("", "query on %s, key on %s, value on %s: want one device", q.Device(), k.Device(), v.Device())
+	}
 	if q.Dtype() != k.Dtype() || k.Dtype() != v.Dtype() {
 		return Invalid("", "dtypes %v, %v, %v of query, key, value: want the same", q.Dtype(), k.Dtype(), v.Dtype())
 	}

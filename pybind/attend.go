@@ -37,6 +37,9 @@ type attendRequest struct {
 	WantMask  bool        `json:"want_mask"`
 	ProbeRows int         `json:"probe_rows"`
 	Report    bool        `json:"report"`
+
+	Ready []byte `json:"ready"` // events of a device
+	Done  []byte `json:"done"`
 }
 
 // attendResult is what they get back.
@@ -143,6 +146,7 @@ func parseAttend(request string) (*engine, string, *attendCall, error) {
 		Scale: in.Scale, Causal: in.Causal, Window: in.Window, Softcap: in.Softcap, Sinks: in.Sinks,
 		Params: in.Params, Layer: in.Layer, Threads: in.Threads, Seed: in.Seed,
 		WantMask: in.WantMask, ProbeRows: in.ProbeRows,
+		Ready: in.Ready, Done: in.Done, OmitReport: !in.Report,
 	}}
 	if err := tensors(namedArray{"query", in.Query, &req.Query}, namedArray{"key", in.Key, &req.Key},
 		namedArray{"value", in.Value, &req.Value}, namedArray{"output", in.Output, &req.Output},

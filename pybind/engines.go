@@ -49,3 +49,13 @@ func (h *handles[T]) get(id int64) (T, error) {
 	}
 	return value, nil
 }
+
+func (h *handles[T]) all() []T {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	values := make([]T, 0, len(h.held))
+	for _, value := range h.held {
+		values = append(values, value)
+	}
+	return values
+}

@@ -28,6 +28,7 @@ type engineConfig struct {
 	Dirs      []string `json:"dirs"`      // searched for manifests
 	LogLevel  string   `json:"log_level"`
 	LogPipe   int      `json:"log_pipe"` // descriptor for entries as JSON; 0: text on stderr
+	Env       []string `json:"env"`      // further variables of plugin processes, NAME=value
 
 	Lock       string      `json:"lock"`  // path of plugins.lock; "": none
 	Store      string      `json:"store"` // where its plugins are; "": where the system keeps such things
@@ -69,7 +70,7 @@ func openEngine(in engineConfig, log *logrus.Logger) (*engine, error) {
 		in.Store = host.DefaultStore(os.Getenv)
 	}
 	h, err := host.Open(context.Background(), host.Options{
-		Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool,
+		Manifests: in.Manifests, Dirs: in.Dirs, Log: log, Pool: pool, DeviceMemory: deviceMemory, AttentionEnded: losses.ended, Env: in.Env,
 		Lock: in.Lock, Store: in.Store, Locked: in.Locked, Grant: in.Grant, Unconfined: in.Unconfined, Python: in.Python,
 		Defaults: in.Defaults,
 	})

@@ -24,12 +24,6 @@ type Tensor struct {
 	buffer  *memory.Buffer
 }
 
-// Device names where a tensor's memory lies: "cpu" or "cuda:0".
-type Device string
-
-// CPU is host memory.
-const CPU Device = "cpu"
-
 // New views buf, which it retains, as a tensor. strides are in elements, nil
 // for row-major; offset is in bytes. It fails when an element would lie
 // outside of buf.
@@ -166,12 +160,13 @@ func (t *Tensor) Span() int64 {
 }
 
 // Bytes is the memory from the first element to the end of the last, gaps
-// between strided elements included.
+// between strided elements included. On a device it must not be looked at.
 func (t *Tensor) Bytes() []byte {
 	return t.buffer.Bytes()[t.offset : t.offset+t.Span()]
 }
 
-// Pointer is the address of element zero, nil for an empty tensor.
+// Pointer is the address of element zero, nil for an empty tensor. On a device
+// it is the device's.
 func (t *Tensor) Pointer() unsafe.Pointer {
 	if t.Span() == 0 {
 		return nil

@@ -64,6 +64,9 @@ func (e *DriverError) Sticky() bool {
 	return false
 }
 
+// OutOfMemory reports that the device has no memory left.
+func (e *DriverError) OutOfMemory() bool { return e.Code == 2 }
+
 func driverNames() []string { return []string{"libcuda.so.1", "libcuda.so"} }
 
 func nvrtcNames() []string { return []string{"libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"} }

@@ -33,20 +33,12 @@ type Device struct {
 // Open opens a GPU: libcuda, libnvrtc and a device of capability 8.0 or more
 // must be there, or a NotAvailableError says which is not.
 func Open(o Options, ordinal int) (*Device, error) {
-	library, err := open("libcuda", driverNames(), func(path, message *C.char, size C.size_t) unsafe.Pointer {
-		return unsafe.Pointer(C.trivium_driver_open(path, message, size))
-	})
+	driver, version, devices, err := openDriver()
 	if err != nil {
 		return nil, err
 	}
-	driver := (*C.trivium_driver)(library)
-	d := &Device{Ordinal: ordinal, driver: driver, modules: map[string]unsafe.Pointer{}, entries: map[string]unsafe.Pointer{}}
-	var version, devices C.int
-	if rc := C.trivium_cuda_init(driver, &version, &devices); rc != 0 {
-		return nil, &NotAvailableError{Missing: "device", Reason: d.check("cuInit", rc).Error()}
-	}
-	d.Driver = int(version)
-	if ordinal < 0 || ordinal >= int(devices) {
+	d := &Device{Ordinal: ordinal, Driver: version, driver: driver, modules: map[string]unsafe.Pointer{}, entries: map[string]unsafe.Pointer{}}
+	if ordinal < 0 || ordinal >= devices {
 		return nil, &NotAvailableError{Missing: "device", Reason: fmt.Sprintf("device %d of %d", ordinal, devices)}
 	}
 	if err := d.describe(); err != nil {
@@ -59,6 +51,22 @@ func Open(o Options, ordinal int) (*Device, error) {
 		return nil, err
 	}
 	return d, d.check("cuDevicePrimaryCtxRetain", C.trivium_cuda_context(driver, C.int(ordinal), &d.context))
+}
+
+// openDriver finds libcuda, and says which CUDA it speaks and how many devices it has.
+func openDriver() (driver *C.trivium_driver, version, devices int, err error) {
+	library, err := open("libcuda", driverNames(), func(path, message *C.char, size C.size_t) unsafe.Pointer {
+		return unsafe.Pointer(C.trivium_driver_open(path, message, size))
+	})
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	driver = (*C.trivium_driver)(library)
+	var v, n C.int
+	if rc := C.trivium_cuda_init(driver, &v, &n); rc != 0 {
+		return nil, 0, 0, &NotAvailableError{Missing: "device", Reason: (&Device{driver: driver}).check("cuInit", rc).Error()}
+	}
+	return driver, int(v), int(n), nil
 }
 
 func (d *Device) describe() error {
@@ -109,6 +117,10 @@ func (d *Device) check(call string, code C.int) error {
 	return &DriverError{Call: call, Code: int(code), Text: C.GoString(C.trivium_cuda_error(d.driver, code))}
 }
 
+// leastShared is the dynamic shared memory that every launch may ask for that
+// asks for some.
+const leastShared = 32 << 10
+
 // function loads an entry of a kernel, compiling it when it must; limit is
 // the most dynamic shared memory that its launches ask for.
 func (d *Device) function(k Kernel, entry string, limit int) (unsafe.Pointer, error) {
@@ -116,6 +128,9 @@ func (d *Device) function(k Kernel, entry string, limit int) (unsafe.Pointer, er
 	defer d.mu.Unlock()
 	if f, ok := d.entries[k.String()+entry]; ok {
 		return f, nil
+	}
+	if limit > 0 { // a later launch may ask for more, which is free up to here
+		limit = max(limit, leastShared)
 	}
 	module, ok := d.modules[k.String()]
 	if !ok {

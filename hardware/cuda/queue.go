@@ -183,3 +183,15 @@ func (d *Device) tensorMap(t Tensor, half bool) (tensorMap, error) {
 	rc := C.trivium_cuda_tensor_map(d.driver, d.context, unsafe.Pointer(&m), dtype, C.uint64_t(t.Data), &dims[0], &strides[0], &boxes[0])
 	return m, d.check("cuTensorMapEncodeTiled", rc)
 }
+
+// DenseAt is a tensor of the shape of t in dense memory.
+func (t Tensor) DenseAt(at Address) Tensor {
+	t.Data = at
+	t.Stride = int64(t.Dim)
+	t.StrideH = t.Stride * int64(t.Rows)
+	t.StrideB = t.StrideH * int64(t.Heads)
+	return t
+}
+
+// Bytes is the size of a dense tensor of this shape.
+func (t Tensor) Bytes() int { return 2 * t.Batch * t.Heads * t.Rows * t.Dim }

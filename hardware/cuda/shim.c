@@ -17,7 +17,18 @@ struct trivium_nvrtc {
     int (*cubin)(void *, char *);
 };
 
+typedef struct { char bytes[64]; } ipc_handle;
+
 struct trivium_driver {
+    int (*device_uuid)(char *, int);
+    int (*memory_open)(uint64_t *, ipc_handle, unsigned);
+    int (*memory_close)(uint64_t);
+    int (*event_open)(void **, ipc_handle);
+    int (*event_record)(void *, void *);
+    int (*event_await)(void *, void *, unsigned);
+    int (*event_free)(void *);
+    int (*upload_async)(uint64_t, const void *, size_t, void *);
+    int (*download_async)(void *, uint64_t, size_t, void *);
     int (*init)(unsigned);
     int (*error_string)(int, const char **);
     int (*version)(int *);
@@ -81,6 +92,9 @@ trivium_nvrtc *trivium_nvrtc_open(const char *path, char *error, size_t size) {
 
 trivium_driver *trivium_driver_open(const char *path, char *error, size_t size) {
     static const symbol symbols[] = {
+        CUDA(device_uuid, "cuDeviceGetUuid"), CUDA(memory_open, "cuIpcOpenMemHandle_v2"), CUDA(memory_close, "cuIpcCloseMemHandle"),
+        CUDA(event_open, "cuIpcOpenEventHandle"), CUDA(event_record, "cuEventRecord"), CUDA(event_await, "cuStreamWaitEvent"),
+        CUDA(event_free, "cuEventDestroy_v2"), CUDA(upload_async, "cuMemcpyHtoDAsync_v2"), CUDA(download_async, "cuMemcpyDtoHAsync_v2"),
         CUDA(init, "cuInit"), CUDA(error_string, "cuGetErrorString"), CUDA(version, "cuDriverGetVersion"),
         CUDA(device_count, "cuDeviceGetCount"), CUDA(device_get, "cuDeviceGet"), CUDA(device_name, "cuDeviceGetName"),
         CUDA(device_attribute, "cuDeviceGetAttribute"), CUDA(retain, "cuDevicePrimaryCtxRetain"),
@@ -211,6 +225,56 @@ int trivium_cuda_stream_free(const trivium_driver *d, void *context, void *strea
 int trivium_cuda_synchronize(const trivium_driver *d, void *context, void *stream) {
     CURRENT(d, context);
     return d->synchronize(stream);
+}
+
+int trivium_cuda_uuid(const trivium_driver *d, int ordinal, char *uuid) {
+    int device, rc = d->device_get(&device, ordinal);
+    return rc ? rc : d->device_uuid(uuid, device);
+}
+
+int trivium_cuda_memory_open(const trivium_driver *d, void *context, const void *handle, uint64_t *address) {
+    enum { LAZY_PEER_ACCESS = 1 };
+    ipc_handle h;
+    memcpy(&h, handle, sizeof h);
+    CURRENT(d, context);
+    return d->memory_open(address, h, LAZY_PEER_ACCESS);
+}
+
+int trivium_cuda_memory_close(const trivium_driver *d, void *context, uint64_t address) {
+    CURRENT(d, context);
+    return d->memory_close(address);
+}
+
+int trivium_cuda_event_open(const trivium_driver *d, void *context, const void *handle, void **event) {
+    ipc_handle h;
+    memcpy(&h, handle, sizeof h);
+    CURRENT(d, context);
+    return d->event_open(event, h);
+}
+
+int trivium_cuda_event_record(const trivium_driver *d, void *context, void *event, void *stream) {
+    CURRENT(d, context);
+    return d->event_record(event, stream);
+}
+
+int trivium_cuda_event_await(const trivium_driver *d, void *context, void *event, void *stream) {
+    CURRENT(d, context);
+    return d->event_await(stream, event, 0);
+}
+
+int trivium_cuda_event_free(const trivium_driver *d, void *context, void *event) {
+    CURRENT(d, context);
+    return d->event_free(event);
+}
+
+int trivium_cuda_upload_async(const trivium_driver *d, void *context, uint64_t to, const void *from, size_t size, void *stream) {
+    CURRENT(d, context);
+    return d->upload_async(to, from, size, stream);
+}
+
+int trivium_cuda_download_async(const trivium_driver *d, void *context, void *to, uint64_t from, size_t size, void *stream) {
+    CURRENT(d, context);
+    return d->download_async(to, from, size, stream);
 }
 
 int trivium_cuda_tensor_map(const trivium_driver *d, void *context, void *map, int dtype, uint64_t address, const uint64_t dims[4],

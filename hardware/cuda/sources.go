@@ -99,7 +99,7 @@ func Kernels() []Kernel {
 			attendKernel("flashprefill_sm90.cu", 90, true, 64, half), attendKernel("flashprefill_sm90.cu", 90, true, 128, half),
 			strideKernel(8, half, false), strideKernel(16, half, false), strideKernel(8, half, true), strideKernel(16, half, true))
 	}
-	all = append(all, Kernel{Source: "table.cu", Least: 80}, Kernel{Source: "select_mask.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"))
+	all = append(all, Kernel{Source: "table.cu", Least: 80}, Kernel{Source: "select_mask.cu", Least: 80}, indexKernel("rotate.cu", ""), indexKernel("rotate.cu", "FP16"), Kernel{Source: "clear.cu", Least: 80})
 	for _, element := range []string{"", "FP16", "FLOAT_INPUT"} {
 		all = append(all, indexKernel("flexindex_select.cu", element), indexKernel("flexindex_scores_plain.cu", element))
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware/cpu"
+	"github.com/trivium-ml/trivium/hardware/cuda"
 	"github.com/trivium-ml/trivium/plugins/sdk"
 	"github.com/trivium-ml/trivium/strategies/all"
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
@@ -24,12 +25,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	k := kernel.New(backend).WithCrossover(crossover())
+	lanes := cuda.NewLanes(cuda.FromEnvironment())
+	k := kernel.New(backend).WithCrossover(crossover()).OnCUDA(lanes)
 	var strategies []core.Strategy
 	strategies = append(strategies, all.Attention(k)...)
 	strategies = append(strategies, all.Position()...)
 	strategies = append(strategies, all.Merge(tile.New(backend))...)
-	sdk.Serve(sdk.Config{Strategies: strategies, Kernel: k})
+	sdk.Serve(sdk.Config{Strategies: strategies, Kernel: k, Devices: devices{lanes}})
 }
 
 // crossover is what `trivium tune` left in the user's cache. A file that cannot

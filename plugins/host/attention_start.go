@@ -81,6 +81,9 @@ func (s *service) running() *Session {
 func (h *Host) copies(req *core.AttentionRequest) int64 {
 	var size int64
 	for _, t := range []*tensor.Tensor{req.Query, req.Key, req.Value, req.Output} {
+		if t.Device() != tensor.CPU {
+			continue
+		}
 		if _, _, ok := h.pool.Find(uintptr(t.Pointer()), int(t.Span())); !ok {
 			size += t.Span()
 		}

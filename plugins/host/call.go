@@ -101,6 +101,9 @@ func (c *call) answered(err error) error {
 	}
 	if answer, ok := wire.DecodeError(err); ok {
 		c.open = false
+		if answer.Kind == core.ErrPluginCrashed {
+			c.session.replace()
+		}
 		return answer
 	}
 	return err

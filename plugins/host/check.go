@@ -10,8 +10,9 @@ import (
 // Checked is what Check found of one plugin process.
 type Checked struct {
 	PluginStatus
-	Error string `json:"error,omitempty"`
-	Hint  string `json:"hint,omitempty"`
+	Error   string        `json:"error,omitempty"`
+	Hint    string        `json:"hint,omitempty"`
+	Devices []core.Device `json:"devices,omitempty"` // accelerators of attention strategies
 }
 
 // Confinable says what of this kernel can confine plugins.
@@ -26,8 +27,11 @@ func (h *Host) Check(ctx context.Context) []Checked {
 		list = append(list, Checked{PluginStatus: r, Error: r.Reason})
 	}
 	for _, s := range h.services {
-		_, err := s.session(ctx)
+		session, err := s.session(ctx)
 		c := Checked{PluginStatus: s.status()}
+		if err == nil && s.kind == core.Attention {
+			c.Devices = s.devices(ctx, session)
+		}
 		if err != nil {
 			typed := core.AsError(err)
 			c.Error, c.Hint = typed.Message, typed.Hint

@@ -54,6 +54,13 @@ type Options struct {
 	CancelGrace time.Duration
 	// Pool is where shared memory comes from; nil: one of its own.
 	Pool *shm.Pool
+	// DeviceMemory is what plugins may see of devices; nil: nothing.
+	DeviceMemory *DeviceMemory
+	// AttentionEnded is called when a process of attention strategies has ended,
+	// before another is started: work that it had begun on a device is void.
+	AttentionEnded func()
+	// Env are further variables of plugin processes, as NAME=value.
+	Env []string
 	// Copy copies large pieces of memory of equal length; nil: Go's copy, by
 	// several goroutines.
 	Copy func(to, from []byte)

@@ -28,6 +28,8 @@ type Config struct {
 	// Attach is the socket at which the process waits, started by somebody else;
 	// "": it is started.
 	Attach string
+	// Ended is called when a process has ended, before another is started.
+	Ended func()
 	// Plain: no mutual TLS on the socket.
 	Plain bool
 

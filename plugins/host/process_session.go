@@ -39,6 +39,7 @@ type Session struct {
 	PID  int
 
 	name      string
+	onEnd     func() // nil: nobody wants to know
 	log       *logrus.Entry
 	client    *plugin.Client
 	kill      func()      // client.Kill, once
@@ -106,6 +107,7 @@ func startSession(ctx context.Context, c Config) (*Session, error) {
 		slots:   make(chan struct{}, maxCalls),
 		name:    c.Name,
 		log:     c.Log,
+		onEnd:   c.Ended,
 		tail:    new(stderrTail),
 		done:    make(chan struct{}),
 		cleaned: make(chan struct{}),
@@ -269,6 +271,9 @@ func (s *Session) watch() {
 	s.Lane.Close() // after done, so that a call that loses its lane knows why
 	s.kill()
 	s.removeDirs()
+	if s.onEnd != nil {
+		s.onEnd()
+	}
 	close(s.cleaned)
 }
 
@@ -283,7 +288,7 @@ func (s *Session) crashed(format string, args ...any) *core.Error {
 		return e.WithHint("it may use %d MiB of memory: its manifest can ask for more (rights.memory_mib)", s.memory)
 	}
 	if !s.child.endedByItself() {
-		return e.WithHint("it did not let go of a cancelled call; the next call starts it again")
+		return e.WithHint("it was ended, since it did not let go of a cancelled call or said that it cannot go on; the next call starts it again")
 	}
 	if s.child.exitStatus() == killedStatus {
 		return e.WithHint("somebody killed it, perhaps the system because memory ran out; the next call starts it again")
@@ -301,6 +306,13 @@ func (s *Session) lastPrinted() string {
 		return ""
 	}
 	return "; it last printed:\n" + tail
+}
+
+// replace ends a process that said that it can serve no more, so that the next
+// call starts another.
+func (s *Session) replace() {
+	_ = s.child.Kill(context.Background()) // fails only when the process has ended already
+	<-s.done
 }
 
 // stop asks the process to end, insists after the grace period, and returns

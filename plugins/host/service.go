@@ -48,8 +48,11 @@ func newService(h *Host, m *Manifest, kind core.StrategyKind) *service {
 	}
 	c := Config{
 		Name: m.Name, Path: m.path, SHA256: m.SHA256, RuntimeDir: h.runtime.Path, Plain: m.Transport == transportPlain,
-		Env: append(PluginEnv(os.Environ()), plugins.EnvKind+"="+string(kind)),
+		Env: append(append(PluginEnv(os.Environ()), h.options.Env...), plugins.EnvKind+"="+string(kind)),
 		Log: h.options.Log.WithField(core.LogComponent, "plugin."+string(kind)),
+	}
+	if kind == core.Attention {
+		c.Ended = h.options.AttentionEnded
 	}
 	if c.Attach = h.options.Reattach[m.Name]; c.Attach != "" {
 		h.options.Log.WithField(core.LogPlugin, m.Name).Warnf("attached at %s: neither verified nor confined", c.Attach)

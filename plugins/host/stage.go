@@ -77,10 +77,10 @@ func (c *call) copyBack() {
 	}
 }
 
-// direct refers to t where it lies, nil if that is not in the pool.
+// direct refers to t where it lies, nil if that is host memory outside of the pool.
 func (c *call) direct(ctx context.Context, name string, t *tensor.Tensor) (*pb.TensorRef, error) {
 	if t.Device() != tensor.CPU {
-		return nil, core.Errorf(core.ErrDeviceUnavailable, "%s is on %s: plugins take tensors on %s", name, t.Device(), tensor.CPU)
+		return c.onDevice(name, t)
 	}
 	segment, offset, ok := c.service.host.pool.Find(uintptr(t.Pointer()), int(t.Span()))
 	if !ok || offset%t.Dtype().Size() != 0 || !segment.Retain() {

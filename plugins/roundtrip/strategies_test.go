@@ -15,7 +15,7 @@ import (
 
 // served is what the plugin process of these tests serves.
 func served() sdk.Config {
-	return sdk.Config{Strategies: []core.Strategy{identity{}, selector{}, shifted{}, mean{}}}
+	return sdk.Config{Strategies: []core.Strategy{identity{}, selector{}, shifted{}, mean{}, accelerated{}}, Devices: pretended}
 }
 
 func info(kind core.StrategyKind, name string, parameters ...core.Parameter) core.Info {

@@ -17,7 +17,7 @@ type attention struct {
 }
 
 func (a attention) Select(ctx context.Context, m *pb.SelectRequest) (*pb.SelectResponse, error) {
-	memory := newMemory(ctx, a.table)
+	memory := newMemory(ctx, a.server)
 	defer memory.release()
 	strategy, req, err := a.decode(m.GetStrategy(), m.GetAttention(), memory)
 	if err != nil {
@@ -37,7 +37,7 @@ func (a attention) Select(ctx context.Context, m *pb.SelectRequest) (*pb.SelectR
 }
 
 func (a attention) Attend(ctx context.Context, m *pb.AttendRequest) (*pb.AttendResponse, error) {
-	memory := newMemory(ctx, a.table)
+	memory := newMemory(ctx, a.server)
 	defer memory.release()
 	strategy, req, err := a.decode(m.GetStrategy(), m.GetAttention(), memory)
 	if err != nil {
@@ -55,6 +55,17 @@ func (a attention) Attend(ctx context.Context, m *pb.AttendRequest) (*pb.AttendR
 		reply.Mask, err = encodeMask(response.Mask, m.GetMaskMemory(), memory)
 	}
 	return reply, err
+}
+
+// Forget lets go of memory of devices.
+func (a attention) Forget(_ context.Context, m *pb.ForgetRequest) (*pb.ForgetResponse, error) {
+	if a.config.Devices == nil {
+		return &pb.ForgetResponse{}, nil
+	}
+	if err := a.config.Devices.Close(m.GetHandles()); err != nil {
+		return nil, wire.EncodeError(err)
+	}
+	return &pb.ForgetResponse{}, nil
 }
 
 // attend lets the strategy compute, or select for the kernel.
@@ -94,6 +105,9 @@ func (a attention) decode(name string, m *pb.AttentionRequest, memory *memory) (
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := info.RunsOn(req.Query.Device()); err != nil {
+		return nil, nil, err
+	}
 	if req.Params, err = info.Validate(req.Params, req.Query.Dim(1)); err != nil {
 		return nil, nil, err
 	}
@@ -103,6 +117,11 @@ func (a attention) decode(name string, m *pb.AttentionRequest, memory *memory) (
 func checkOutputs(req *core.AttentionRequest) error {
 	if req.Output == nil {
 		return core.Invalid("", "message: output is absent")
+	}
+	for _, t := range []*tensor.Tensor{req.Output, req.LSE} {
+		if t != nil && t.Device() != req.Query.Device() {
+			return core.Invalid("", "message: %v written for a query on %s: want one device", t, req.Query.Device())
+		}
 	}
 	if req.Output.Dtype() != req.Query.Dtype() || !slices.Equal(req.Output.Shape(), req.Query.Shape()) {
 		return core.Invalid("", "message: output %v: want %v like the query", req.Output, req.Query)

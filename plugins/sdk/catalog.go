@@ -33,3 +33,14 @@ func (c catalog) Settle(ctx context.Context, req *pb.SettleRequest) (*pb.SettleR
 	}
 	return &pb.SettleResponse{}, nil
 }
+
+func (c catalog) Devices(context.Context, *pb.DevicesRequest) (*pb.DevicesResponse, error) {
+	response := &pb.DevicesResponse{}
+	if c.config.Devices == nil {
+		return response, nil
+	}
+	for _, d := range c.config.Devices.List() {
+		response.Devices = append(response.Devices, wire.EncodeDevice(d))
+	}
+	return response, nil
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
 )
 
 // Config is what a plugin serves.
@@ -15,6 +16,20 @@ type Config struct {
 	// Without one they only select, and the engine lets the built-in plugin
 	// attend.
 	Kernel Kernel
+	// Devices are the accelerators that strategies may use; nil: none.
+	Devices Devices
+}
+
+// Devices opens memory of accelerators. It must be safe for concurrent use.
+type Devices interface {
+	// Open gives the address in this process of a block that the host exported,
+	// and the name that its device has here. It stays open until Close.
+	Open(block tensor.Block) (address uintptr, device tensor.Device, err error)
+	// Close lets go of blocks, by their handles; those that are not open are
+	// passed over.
+	Close(handles [][]byte) error
+	// List describes the accelerators, or what is missing to use one.
+	List() []core.Device
 }
 
 // Kernel attends to selected blocks. It must be safe for concurrent use.

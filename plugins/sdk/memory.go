@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/core/tensor"
 	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
 	"github.com/trivium-ml/trivium/plugins/shm"
@@ -18,11 +19,12 @@ const announceTime = 5 * time.Second
 
 // memory is what one call refers to, held until release.
 type memory struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	table  *shm.Table
-	views  []*shm.View
-	files  map[fileKey]openFile
+	ctx     context.Context
+	cancel  context.CancelFunc
+	table   *shm.Table
+	devices Devices
+	views   []*shm.View
+	files   map[fileKey]openFile
 }
 
 var _ wire.Memory = (*memory)(nil)
@@ -38,8 +40,8 @@ type openFile struct {
 	size  int64
 }
 
-func newMemory(ctx context.Context, table *shm.Table) *memory {
-	m := &memory{table: table}
+func newMemory(ctx context.Context, s *server) *memory {
+	m := &memory{table: s.table, devices: s.config.Devices}
 	m.ctx, m.cancel = context.WithTimeout(ctx, announceTime)
 	return m
 }
@@ -61,6 +63,13 @@ func (m *memory) Segment(ref *pb.MemoryRef, writable bool) ([]byte, error) {
 		return nil, err
 	}
 	return view.Slice(ref.GetOffset(), ref.GetSize())
+}
+
+func (m *memory) Device(block tensor.Block) (uintptr, tensor.Device, error) {
+	if m.devices == nil {
+		return 0, "", core.Errorf(core.ErrDeviceUnavailable, "memory of %s: this plugin runs on the CPU only", block.Device)
+	}
+	return m.devices.Open(block)
 }
 
 func (m *memory) File(id uint64, offset, size int64, writable bool) (tensor.Extent, error) {

@@ -41,7 +41,7 @@ func (g merge) Merge(ctx context.Context, m *pb.MergeRequest) (*pb.MergeResponse
 	if err != nil {
 		return nil, err
 	}
-	memory := newMemory(ctx, g.table)
+	memory := newMemory(ctx, g.server)
 	defer memory.release()
 	req, err := wire.DecodeMerge(m, memory)
 	if err != nil {
@@ -66,7 +66,7 @@ func (g merge) Compare(ctx context.Context, m *pb.CompareRequest) (*pb.CompareRe
 	if !ok {
 		return nil, core.Errorf(core.ErrUnsupported, "%s does not compare checkpoints", info.ID())
 	}
-	memory := newMemory(ctx, g.table)
+	memory := newMemory(ctx, g.server)
 	defer memory.release()
 	req, err := wire.DecodeCompare(m, memory)
 	if err != nil {

@@ -14,6 +14,7 @@ func EncodeAttention(req *core.AttentionRequest) (*pb.AttentionRequest, error) {
 		Scale: req.Scale, Causal: req.Causal, Window: req.Window, Softcap: req.Softcap, Sinks: req.Sinks,
 		Position: EncodePlan(req.Position), Params: params, Layer: int64(req.Layer), Threads: int64(req.Threads),
 		Seed: req.Seed, WantMask: req.WantMask, ProbeRows: int64(req.ProbeRows), ForceDense: req.ForceDense,
+		Ready: req.Ready, Done: req.Done, OmitReport: req.OmitReport,
 	}, err
 }
 
@@ -28,9 +29,10 @@ func DecodeAttention(m *pb.AttentionRequest, memory Memory) (*core.AttentionRequ
 		QueryOffset: m.GetQueryOffset(), KeyStart: m.GetKeyStart(), KeyEnd: m.GetKeyEnd(), CuSeqlens: m.GetCuSeqlens(),
 		Scale: m.GetScale(), Causal: m.GetCausal(), Window: m.GetWindow(), Softcap: m.GetSoftcap(), Sinks: m.GetSinks(),
 		Params: DecodeParams(m.GetParams()), Seed: m.GetSeed(), WantMask: m.GetWantMask(), ForceDense: m.GetForceDense(),
+		OmitReport: m.GetOmitReport(),
 	}
 	for _, step := range []func(*pb.AttentionRequest, *core.AttentionRequest, Memory) error{
-		decodeCounts, decodeTensors, decodePosition, validate, decodeCallersMask,
+		decodeCounts, decodeEvents, decodeTensors, decodePosition, validate, decodeCallersMask,
 	} {
 		if err := step(m, req, memory); err != nil {
 			return nil, err
@@ -47,6 +49,14 @@ func decodeCounts(m *pb.AttentionRequest, req *core.AttentionRequest, _ Memory) 
 		return err
 	}
 	req.ProbeRows, err = count("probe_rows", m.GetProbeRows(), 0)
+	return err
+}
+
+func decodeEvents(m *pb.AttentionRequest, req *core.AttentionRequest, _ Memory) (err error) {
+	if req.Ready, err = decodeEvent("ready", m.GetReady()); err != nil {
+		return err
+	}
+	req.Done, err = decodeEvent("done", m.GetDone())
 	return err
 }
 

@@ -14,6 +14,9 @@ import (
 type Memory interface {
 	// Segment is the bytes of a range, valid until the call ends.
 	Segment(ref *pb.MemoryRef, writable bool) ([]byte, error)
+	// Device is the address, in this process, of the start of an exported block,
+	// valid until the host lets go of the block, and the device's name here.
+	Device(block tensor.Block) (uintptr, tensor.Device, error)
 	// File is a range of an announced file, valid until the call ends.
 	File(id uint64, offset, size int64, writable bool) (tensor.Extent, error)
 }
@@ -26,13 +29,25 @@ func EncodeTensor(t *tensor.Tensor, segment, generation uint64, offset int64) *p
 	}
 }
 
+// EncodeDeviceTensor refers to t, element zero of which lies at offset of an
+// exported block.
+func EncodeDeviceTensor(t *tensor.Tensor, block *tensor.Block, offset int64) *pb.TensorRef {
+	m := EncodeTensor(t, 0, 0, 0)
+	m.Memory = &pb.DeviceRef{Handle: block.Handle, Uuid: block.UUID, Size: block.Size, Offset: offset}
+	return m
+}
+
+// handleSize is that of a CUipcMemHandle and of a CUipcEventHandle.
+const handleSize = 64
+
 // DecodeTensor views the tensor referred to.
 func DecodeTensor(name string, m *pb.TensorRef, memory Memory, writable bool) (*tensor.Tensor, error) {
 	if m == nil {
 		return nil, absent(name)
 	}
-	if device := tensor.Device(m.GetDevice()); device != tensor.CPU {
-		return nil, core.Errorf(core.ErrDeviceUnavailable, "%s on device %q: want %q", name, m.GetDevice(), tensor.CPU)
+	device := tensor.Device(m.GetDevice())
+	if device != tensor.CPU && m.GetMemory() == nil {
+		return nil, core.Errorf(core.ErrDeviceUnavailable, "%s on device %q: want %q, or memory of a device", name, m.GetDevice(), tensor.CPU)
 	}
 	dtype, err := decodeDtype(name, m.GetDtype())
 	if err != nil {
@@ -51,6 +66,9 @@ func DecodeTensor(name string, m *pb.TensorRef, memory Memory, writable bool) (*
 	if err := checkSize(name, dtype, m.GetShape(), span, writable); err != nil {
 		return nil, err
 	}
+	if device != tensor.CPU {
+		return decodeDeviceTensor(name, m, dtype, span, memory)
+	}
 	ref := &pb.MemoryRef{SegmentId: m.GetSegmentId(), Generation: m.GetGeneration(), Offset: m.GetOffset(), Size: span}
 	bytes, err := memory.Segment(ref, writable)
 	if err != nil {
@@ -61,6 +79,37 @@ func DecodeTensor(name string, m *pb.TensorRef, memory Memory, writable bool) (*
 		return nil, core.Invalid("", "message: %s: %s", name, err)
 	}
 	return t, nil
+}
+
+// decodeDeviceTensor views a tensor in a block of device memory.
+func decodeDeviceTensor(name string, m *pb.TensorRef, dtype tensor.Dtype, span int64, memory Memory) (*tensor.Tensor, error) {
+	ref := m.GetMemory()
+	at, size := ref.GetOffset(), ref.GetSize()
+	if len(ref.GetHandle()) != handleSize {
+		return nil, core.Invalid("", "message: %s: a handle of %d bytes: want %d", name, len(ref.GetHandle()), handleSize)
+	}
+	if at < 0 || size < 0 || at%dtype.Size() != 0 || span > size || at > size-span {
+		return nil, core.Invalid("", "message: %s: %d bytes at %d of a block of %d: want them inside, at a multiple of %d", name, span, at, size, dtype.Size())
+	}
+	base, device, err := memory.Device(tensor.Block{Device: tensor.Device(m.GetDevice()), UUID: ref.GetUuid(), Handle: ref.GetHandle(), Size: size})
+	if err != nil {
+		return nil, err
+	}
+	address := base + uintptr(at)
+	// The device's memory, which Go's collector does not know.
+	t, err := tensor.Borrow(*(*unsafe.Pointer)(unsafe.Pointer(&address)), dtype, m.GetShape(), m.GetStrides(), device)
+	if err != nil {
+		return nil, core.Invalid("", "message: %s: %s", name, err)
+	}
+	return t, nil
+}
+
+// decodeEvent reads the handle of an event; empty: none.
+func decodeEvent(name string, handle []byte) (tensor.Event, error) {
+	if len(handle) != 0 && len(handle) != handleSize {
+		return nil, core.Invalid("", "message: %s: a handle of %d bytes: want %d", name, len(handle), handleSize)
+	}
+	return handle, nil
 }
 
 // checkSize bounds how many elements a little memory may stand for: broadcast

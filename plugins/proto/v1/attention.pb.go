@@ -21,6 +21,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ForgetRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handles       [][]byte               `protobuf:"bytes,1,rep,name=handles,proto3" json:"handles,omitempty"` // as in DeviceRef
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetRequest) Reset() {
+	*x = ForgetRequest{}
+	mi := &file_trivium_v1_attention_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetRequest) ProtoMessage() {}
+
+func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_attention_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
+func (*ForgetRequest) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ForgetRequest) GetHandles() [][]byte {
+	if x != nil {
+		return x.Handles
+	}
+	return nil
+}
+
+type ForgetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetResponse) Reset() {
+	*x = ForgetResponse{}
+	mi := &file_trivium_v1_attention_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetResponse) ProtoMessage() {}
+
+func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_attention_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
+func (*ForgetResponse) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{1}
+}
+
 type SelectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CallId        uint64                 `protobuf:"varint,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"` // chosen by the host, unique in the process
@@ -33,7 +113,7 @@ type SelectRequest struct {
 
 func (x *SelectRequest) Reset() {
 	*x = SelectRequest{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[0]
+	mi := &file_trivium_v1_attention_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +125,7 @@ func (x *SelectRequest) String() string {
 func (*SelectRequest) ProtoMessage() {}
 
 func (x *SelectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[0]
+	mi := &file_trivium_v1_attention_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +138,7 @@ func (x *SelectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SelectRequest.ProtoReflect.Descriptor instead.
 func (*SelectRequest) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{0}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SelectRequest) GetCallId() uint64 {
@@ -98,7 +178,7 @@ type SelectResponse struct {
 
 func (x *SelectResponse) Reset() {
 	*x = SelectResponse{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[1]
+	mi := &file_trivium_v1_attention_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -110,7 +190,7 @@ func (x *SelectResponse) String() string {
 func (*SelectResponse) ProtoMessage() {}
 
 func (x *SelectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[1]
+	mi := &file_trivium_v1_attention_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -123,7 +203,7 @@ func (x *SelectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SelectResponse.ProtoReflect.Descriptor instead.
 func (*SelectResponse) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{1}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SelectResponse) GetSelection() *Selection {
@@ -145,7 +225,7 @@ type AttendRequest struct {
 
 func (x *AttendRequest) Reset() {
 	*x = AttendRequest{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[2]
+	mi := &file_trivium_v1_attention_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -157,7 +237,7 @@ func (x *AttendRequest) String() string {
 func (*AttendRequest) ProtoMessage() {}
 
 func (x *AttendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[2]
+	mi := &file_trivium_v1_attention_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -170,7 +250,7 @@ func (x *AttendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendRequest.ProtoReflect.Descriptor instead.
 func (*AttendRequest) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{2}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AttendRequest) GetCallId() uint64 {
@@ -211,7 +291,7 @@ type AttendResponse struct {
 
 func (x *AttendResponse) Reset() {
 	*x = AttendResponse{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[3]
+	mi := &file_trivium_v1_attention_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -223,7 +303,7 @@ func (x *AttendResponse) String() string {
 func (*AttendResponse) ProtoMessage() {}
 
 func (x *AttendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[3]
+	mi := &file_trivium_v1_attention_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -236,7 +316,7 @@ func (x *AttendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttendResponse.ProtoReflect.Descriptor instead.
 func (*AttendResponse) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{3}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AttendResponse) GetReport() *Report {
@@ -255,37 +335,42 @@ func (x *AttendResponse) GetMask() *BlockMask {
 
 // One attention call. The fields mean what they mean in core.AttentionRequest.
 type AttentionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Query         *TensorRef             `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`                                        // [batch, q_heads, q_len, head_dim]
-	Key           *TensorRef             `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`                                            // [batch, kv_heads, k_len, head_dim]
-	Value         *TensorRef             `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`                                        // [batch, kv_heads, k_len, head_dim]
-	Output        *TensorRef             `protobuf:"bytes,4,opt,name=output,proto3" json:"output,omitempty"`                                      // [batch, q_heads, q_len, head_dim], written
-	Lse           *TensorRef             `protobuf:"bytes,5,opt,name=lse,proto3" json:"lse,omitempty"`                                            // [batch, q_heads, q_len] float32, written; absent: not wanted
-	QueryOffset   []int64                `protobuf:"varint,6,rep,packed,name=query_offset,json=queryOffset,proto3" json:"query_offset,omitempty"` // per batch row; empty: 0
-	KeyStart      []int64                `protobuf:"varint,7,rep,packed,name=key_start,json=keyStart,proto3" json:"key_start,omitempty"`          // per batch row; empty: 0
-	KeyEnd        []int64                `protobuf:"varint,8,rep,packed,name=key_end,json=keyEnd,proto3" json:"key_end,omitempty"`                // per batch row; empty: k_len
-	CuSeqlens     []int64                `protobuf:"varint,9,rep,packed,name=cu_seqlens,json=cuSeqlens,proto3" json:"cu_seqlens,omitempty"`       // packed sequences; empty: none
-	Scale         float64                `protobuf:"fixed64,10,opt,name=scale,proto3" json:"scale,omitempty"`
-	Causal        bool                   `protobuf:"varint,11,opt,name=causal,proto3" json:"causal,omitempty"`
-	Window        int64                  `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`       // 0: none
-	Softcap       float64                `protobuf:"fixed64,13,opt,name=softcap,proto3" json:"softcap,omitempty"`    // 0: none
-	Sinks         []float32              `protobuf:"fixed32,14,rep,packed,name=sinks,proto3" json:"sinks,omitempty"` // per query head; empty: none
-	Position      *PositionPlan          `protobuf:"bytes,15,opt,name=position,proto3" json:"position,omitempty"`
-	Mask          *BlockMask             `protobuf:"bytes,16,opt,name=mask,proto3" json:"mask,omitempty"`
-	Params        map[string]*Value      `protobuf:"bytes,17,rep,name=params,proto3" json:"params,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Layer         int64                  `protobuf:"varint,18,opt,name=layer,proto3" json:"layer,omitempty"`     // -1: unknown
-	Threads       int64                  `protobuf:"varint,19,opt,name=threads,proto3" json:"threads,omitempty"` // 0: all the process may use
-	Seed          int64                  `protobuf:"varint,20,opt,name=seed,proto3" json:"seed,omitempty"`
-	WantMask      bool                   `protobuf:"varint,21,opt,name=want_mask,json=wantMask,proto3" json:"want_mask,omitempty"`
-	ProbeRows     int64                  `protobuf:"varint,22,opt,name=probe_rows,json=probeRows,proto3" json:"probe_rows,omitempty"`
-	ForceDense    bool                   `protobuf:"varint,23,opt,name=force_dense,json=forceDense,proto3" json:"force_dense,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Query       *TensorRef             `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`                                        // [batch, q_heads, q_len, head_dim]
+	Key         *TensorRef             `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`                                            // [batch, kv_heads, k_len, head_dim]
+	Value       *TensorRef             `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`                                        // [batch, kv_heads, k_len, head_dim]
+	Output      *TensorRef             `protobuf:"bytes,4,opt,name=output,proto3" json:"output,omitempty"`                                      // [batch, q_heads, q_len, head_dim], written
+	Lse         *TensorRef             `protobuf:"bytes,5,opt,name=lse,proto3" json:"lse,omitempty"`                                            // [batch, q_heads, q_len] float32, written; absent: not wanted
+	QueryOffset []int64                `protobuf:"varint,6,rep,packed,name=query_offset,json=queryOffset,proto3" json:"query_offset,omitempty"` // per batch row; empty: 0
+	KeyStart    []int64                `protobuf:"varint,7,rep,packed,name=key_start,json=keyStart,proto3" json:"key_start,omitempty"`          // per batch row; empty: 0
+	KeyEnd      []int64                `protobuf:"varint,8,rep,packed,name=key_end,json=keyEnd,proto3" json:"key_end,omitempty"`                // per batch row; empty: k_len
+	CuSeqlens   []int64                `protobuf:"varint,9,rep,packed,name=cu_seqlens,json=cuSeqlens,proto3" json:"cu_seqlens,omitempty"`       // packed sequences; empty: none
+	Scale       float64                `protobuf:"fixed64,10,opt,name=scale,proto3" json:"scale,omitempty"`
+	Causal      bool                   `protobuf:"varint,11,opt,name=causal,proto3" json:"causal,omitempty"`
+	Window      int64                  `protobuf:"varint,12,opt,name=window,proto3" json:"window,omitempty"`       // 0: none
+	Softcap     float64                `protobuf:"fixed64,13,opt,name=softcap,proto3" json:"softcap,omitempty"`    // 0: none
+	Sinks       []float32              `protobuf:"fixed32,14,rep,packed,name=sinks,proto3" json:"sinks,omitempty"` // per query head; empty: none
+	Position    *PositionPlan          `protobuf:"bytes,15,opt,name=position,proto3" json:"position,omitempty"`
+	Mask        *BlockMask             `protobuf:"bytes,16,opt,name=mask,proto3" json:"mask,omitempty"`
+	Params      map[string]*Value      `protobuf:"bytes,17,rep,name=params,proto3" json:"params,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Layer       int64                  `protobuf:"varint,18,opt,name=layer,proto3" json:"layer,omitempty"`     // -1: unknown
+	Threads     int64                  `protobuf:"varint,19,opt,name=threads,proto3" json:"threads,omitempty"` // 0: all the process may use
+	Seed        int64                  `protobuf:"varint,20,opt,name=seed,proto3" json:"seed,omitempty"`
+	WantMask    bool                   `protobuf:"varint,21,opt,name=want_mask,json=wantMask,proto3" json:"want_mask,omitempty"`
+	ProbeRows   int64                  `protobuf:"varint,22,opt,name=probe_rows,json=probeRows,proto3" json:"probe_rows,omitempty"`
+	ForceDense  bool                   `protobuf:"varint,23,opt,name=force_dense,json=forceDense,proto3" json:"force_dense,omitempty"`
+	// On a device: events, as CUipcEventHandle, by which the work is ordered. The
+	// reply comes when the work is started, not when it is done.
+	Ready         []byte `protobuf:"bytes,24,opt,name=ready,proto3" json:"ready,omitempty"`                              // inputs are written and outputs free once it happens; empty: now
+	Done          []byte `protobuf:"bytes,25,opt,name=done,proto3" json:"done,omitempty"`                                // recorded behind the work; empty: the reply waits for the work
+	OmitReport    bool   `protobuf:"varint,26,opt,name=omit_report,json=omitReport,proto3" json:"omit_report,omitempty"` // leave out what would cost a wait for the device
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttentionRequest) Reset() {
 	*x = AttentionRequest{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[4]
+	mi := &file_trivium_v1_attention_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -297,7 +382,7 @@ func (x *AttentionRequest) String() string {
 func (*AttentionRequest) ProtoMessage() {}
 
 func (x *AttentionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[4]
+	mi := &file_trivium_v1_attention_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -310,7 +395,7 @@ func (x *AttentionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttentionRequest.ProtoReflect.Descriptor instead.
 func (*AttentionRequest) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{4}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AttentionRequest) GetQuery() *TensorRef {
@@ -474,6 +559,27 @@ func (x *AttentionRequest) GetForceDense() bool {
 	return false
 }
 
+func (x *AttentionRequest) GetReady() []byte {
+	if x != nil {
+		return x.Ready
+	}
+	return nil
+}
+
+func (x *AttentionRequest) GetDone() []byte {
+	if x != nil {
+		return x.Done
+	}
+	return nil
+}
+
+func (x *AttentionRequest) GetOmitReport() bool {
+	if x != nil {
+		return x.OmitReport
+	}
+	return false
+}
+
 // The tiles of queries and keys that are attended to, as compressed rows over
 // (sequence, head, query block). The numbers lie in shared memory: the row
 // pointers, one int64 more than there are rows, and right after them the
@@ -493,7 +599,7 @@ type BlockMask struct {
 
 func (x *BlockMask) Reset() {
 	*x = BlockMask{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[5]
+	mi := &file_trivium_v1_attention_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +611,7 @@ func (x *BlockMask) String() string {
 func (*BlockMask) ProtoMessage() {}
 
 func (x *BlockMask) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[5]
+	mi := &file_trivium_v1_attention_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +624,7 @@ func (x *BlockMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockMask.ProtoReflect.Descriptor instead.
 func (*BlockMask) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{5}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BlockMask) GetBlockSize() int32 {
@@ -568,7 +674,7 @@ type BlockExtent struct {
 
 func (x *BlockExtent) Reset() {
 	*x = BlockExtent{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[6]
+	mi := &file_trivium_v1_attention_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +686,7 @@ func (x *BlockExtent) String() string {
 func (*BlockExtent) ProtoMessage() {}
 
 func (x *BlockExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[6]
+	mi := &file_trivium_v1_attention_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +699,7 @@ func (x *BlockExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockExtent.ProtoReflect.Descriptor instead.
 func (*BlockExtent) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{6}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BlockExtent) GetFirstQueryBlock() int64 {
@@ -629,7 +735,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[7]
+	mi := &file_trivium_v1_attention_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +747,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[7]
+	mi := &file_trivium_v1_attention_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +760,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{7}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Selection) GetMask() *BlockMask {
@@ -696,7 +802,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[8]
+	mi := &file_trivium_v1_attention_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +814,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[8]
+	mi := &file_trivium_v1_attention_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +827,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{8}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Report) GetStrategy() string {
@@ -799,7 +905,7 @@ type Times struct {
 
 func (x *Times) Reset() {
 	*x = Times{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[9]
+	mi := &file_trivium_v1_attention_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +917,7 @@ func (x *Times) String() string {
 func (*Times) ProtoMessage() {}
 
 func (x *Times) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[9]
+	mi := &file_trivium_v1_attention_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +930,7 @@ func (x *Times) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Times.ProtoReflect.Descriptor instead.
 func (*Times) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{9}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Times) GetSelectMs() float64 {
@@ -868,7 +974,7 @@ type HeadReport struct {
 
 func (x *HeadReport) Reset() {
 	*x = HeadReport{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[10]
+	mi := &file_trivium_v1_attention_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +986,7 @@ func (x *HeadReport) String() string {
 func (*HeadReport) ProtoMessage() {}
 
 func (x *HeadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[10]
+	mi := &file_trivium_v1_attention_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +999,7 @@ func (x *HeadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadReport.ProtoReflect.Descriptor instead.
 func (*HeadReport) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{10}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeadReport) GetSequence() int64 {
@@ -978,7 +1084,10 @@ var File_trivium_v1_attention_proto protoreflect.FileDescriptor
 const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\n" +
 	"\x1atrivium/v1/attention.proto\x12\n" +
-	"trivium.v1\x1a\x17trivium/v1/memory.proto\x1a\x19trivium/v1/position.proto\x1a\x19trivium/v1/strategy.proto\"\xb8\x01\n" +
+	"trivium.v1\x1a\x17trivium/v1/memory.proto\x1a\x19trivium/v1/position.proto\x1a\x19trivium/v1/strategy.proto\")\n" +
+	"\rForgetRequest\x12\x18\n" +
+	"\ahandles\x18\x01 \x03(\fR\ahandles\"\x10\n" +
+	"\x0eForgetResponse\"\xb8\x01\n" +
 	"\rSelectRequest\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\x04R\x06callId\x12\x1a\n" +
 	"\bstrategy\x18\x02 \x01(\tR\bstrategy\x12:\n" +
@@ -995,7 +1104,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"maskMemory\"g\n" +
 	"\x0eAttendResponse\x12*\n" +
 	"\x06report\x18\x01 \x01(\v2\x12.trivium.v1.ReportR\x06report\x12)\n" +
-	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xed\x06\n" +
+	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xb8\a\n" +
 	"\x10AttentionRequest\x12+\n" +
 	"\x05query\x18\x01 \x01(\v2\x15.trivium.v1.TensorRefR\x05query\x12'\n" +
 	"\x03key\x18\x02 \x01(\v2\x15.trivium.v1.TensorRefR\x03key\x12+\n" +
@@ -1023,7 +1132,11 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\n" +
 	"probe_rows\x18\x16 \x01(\x03R\tprobeRows\x12\x1f\n" +
 	"\vforce_dense\x18\x17 \x01(\bR\n" +
-	"forceDense\x1aL\n" +
+	"forceDense\x12\x14\n" +
+	"\x05ready\x18\x18 \x01(\fR\x05ready\x12\x12\n" +
+	"\x04done\x18\x19 \x01(\fR\x04done\x12\x1f\n" +
+	"\vomit_report\x18\x1a \x01(\bR\n" +
+	"omitReport\x1aL\n" +
 	"\vParamsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01\"\xc0\x01\n" +
@@ -1078,10 +1191,11 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\fblocks_added\x18\v \x01(\x03R\vblocksAddedB\v\n" +
 	"\t_coverageB\x11\n" +
 	"\x0f_coverage_lowerB\x0e\n" +
-	"\f_js_distance2\x94\x01\n" +
+	"\f_js_distance2\xd5\x01\n" +
 	"\x10AttentionService\x12?\n" +
 	"\x06Select\x12\x19.trivium.v1.SelectRequest\x1a\x1a.trivium.v1.SelectResponse\x12?\n" +
-	"\x06Attend\x12\x19.trivium.v1.AttendRequest\x1a\x1a.trivium.v1.AttendResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
+	"\x06Attend\x12\x19.trivium.v1.AttendRequest\x1a\x1a.trivium.v1.AttendResponse\x12?\n" +
+	"\x06Forget\x12\x19.trivium.v1.ForgetRequest\x1a\x1a.trivium.v1.ForgetResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
 
 var (
 	file_trivium_v1_attention_proto_rawDescOnce sync.Once
@@ -1095,54 +1209,58 @@ func file_trivium_v1_attention_proto_rawDescGZIP() []byte {
 	return file_trivium_v1_attention_proto_rawDescData
 }
 
-var file_trivium_v1_attention_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_trivium_v1_attention_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_trivium_v1_attention_proto_goTypes = []any{
-	(*SelectRequest)(nil),    // 0: trivium.v1.SelectRequest
-	(*SelectResponse)(nil),   // 1: trivium.v1.SelectResponse
-	(*AttendRequest)(nil),    // 2: trivium.v1.AttendRequest
-	(*AttendResponse)(nil),   // 3: trivium.v1.AttendResponse
-	(*AttentionRequest)(nil), // 4: trivium.v1.AttentionRequest
-	(*BlockMask)(nil),        // 5: trivium.v1.BlockMask
-	(*BlockExtent)(nil),      // 6: trivium.v1.BlockExtent
-	(*Selection)(nil),        // 7: trivium.v1.Selection
-	(*Report)(nil),           // 8: trivium.v1.Report
-	(*Times)(nil),            // 9: trivium.v1.Times
-	(*HeadReport)(nil),       // 10: trivium.v1.HeadReport
-	nil,                      // 11: trivium.v1.AttentionRequest.ParamsEntry
-	(*MemoryRef)(nil),        // 12: trivium.v1.MemoryRef
-	(*TensorRef)(nil),        // 13: trivium.v1.TensorRef
-	(*PositionPlan)(nil),     // 14: trivium.v1.PositionPlan
-	(*Value)(nil),            // 15: trivium.v1.Value
+	(*ForgetRequest)(nil),    // 0: trivium.v1.ForgetRequest
+	(*ForgetResponse)(nil),   // 1: trivium.v1.ForgetResponse
+	(*SelectRequest)(nil),    // 2: trivium.v1.SelectRequest
+	(*SelectResponse)(nil),   // 3: trivium.v1.SelectResponse
+	(*AttendRequest)(nil),    // 4: trivium.v1.AttendRequest
+	(*AttendResponse)(nil),   // 5: trivium.v1.AttendResponse
+	(*AttentionRequest)(nil), // 6: trivium.v1.AttentionRequest
+	(*BlockMask)(nil),        // 7: trivium.v1.BlockMask
+	(*BlockExtent)(nil),      // 8: trivium.v1.BlockExtent
+	(*Selection)(nil),        // 9: trivium.v1.Selection
+	(*Report)(nil),           // 10: trivium.v1.Report
+	(*Times)(nil),            // 11: trivium.v1.Times
+	(*HeadReport)(nil),       // 12: trivium.v1.HeadReport
+	nil,                      // 13: trivium.v1.AttentionRequest.ParamsEntry
+	(*MemoryRef)(nil),        // 14: trivium.v1.MemoryRef
+	(*TensorRef)(nil),        // 15: trivium.v1.TensorRef
+	(*PositionPlan)(nil),     // 16: trivium.v1.PositionPlan
+	(*Value)(nil),            // 17: trivium.v1.Value
 }
 var file_trivium_v1_attention_proto_depIdxs = []int32{
-	4,  // 0: trivium.v1.SelectRequest.attention:type_name -> trivium.v1.AttentionRequest
-	12, // 1: trivium.v1.SelectRequest.mask_memory:type_name -> trivium.v1.MemoryRef
-	7,  // 2: trivium.v1.SelectResponse.selection:type_name -> trivium.v1.Selection
-	4,  // 3: trivium.v1.AttendRequest.attention:type_name -> trivium.v1.AttentionRequest
-	12, // 4: trivium.v1.AttendRequest.mask_memory:type_name -> trivium.v1.MemoryRef
-	8,  // 5: trivium.v1.AttendResponse.report:type_name -> trivium.v1.Report
-	5,  // 6: trivium.v1.AttendResponse.mask:type_name -> trivium.v1.BlockMask
-	13, // 7: trivium.v1.AttentionRequest.query:type_name -> trivium.v1.TensorRef
-	13, // 8: trivium.v1.AttentionRequest.key:type_name -> trivium.v1.TensorRef
-	13, // 9: trivium.v1.AttentionRequest.value:type_name -> trivium.v1.TensorRef
-	13, // 10: trivium.v1.AttentionRequest.output:type_name -> trivium.v1.TensorRef
-	13, // 11: trivium.v1.AttentionRequest.lse:type_name -> trivium.v1.TensorRef
-	14, // 12: trivium.v1.AttentionRequest.position:type_name -> trivium.v1.PositionPlan
-	5,  // 13: trivium.v1.AttentionRequest.mask:type_name -> trivium.v1.BlockMask
-	11, // 14: trivium.v1.AttentionRequest.params:type_name -> trivium.v1.AttentionRequest.ParamsEntry
-	6,  // 15: trivium.v1.BlockMask.sequences:type_name -> trivium.v1.BlockExtent
-	12, // 16: trivium.v1.BlockMask.memory:type_name -> trivium.v1.MemoryRef
-	5,  // 17: trivium.v1.Selection.mask:type_name -> trivium.v1.BlockMask
-	10, // 18: trivium.v1.Selection.heads:type_name -> trivium.v1.HeadReport
-	9,  // 19: trivium.v1.Report.times:type_name -> trivium.v1.Times
-	10, // 20: trivium.v1.Report.heads:type_name -> trivium.v1.HeadReport
-	15, // 21: trivium.v1.AttentionRequest.ParamsEntry.value:type_name -> trivium.v1.Value
-	0,  // 22: trivium.v1.AttentionService.Select:input_type -> trivium.v1.SelectRequest
-	2,  // 23: trivium.v1.AttentionService.Attend:input_type -> trivium.v1.AttendRequest
-	1,  // 24: trivium.v1.AttentionService.Select:output_type -> trivium.v1.SelectResponse
-	3,  // 25: trivium.v1.AttentionService.Attend:output_type -> trivium.v1.AttendResponse
-	24, // [24:26] is the sub-list for method output_type
-	22, // [22:24] is the sub-list for method input_type
+	6,  // 0: trivium.v1.SelectRequest.attention:type_name -> trivium.v1.AttentionRequest
+	14, // 1: trivium.v1.SelectRequest.mask_memory:type_name -> trivium.v1.MemoryRef
+	9,  // 2: trivium.v1.SelectResponse.selection:type_name -> trivium.v1.Selection
+	6,  // 3: trivium.v1.AttendRequest.attention:type_name -> trivium.v1.AttentionRequest
+	14, // 4: trivium.v1.AttendRequest.mask_memory:type_name -> trivium.v1.MemoryRef
+	10, // 5: trivium.v1.AttendResponse.report:type_name -> trivium.v1.Report
+	7,  // 6: trivium.v1.AttendResponse.mask:type_name -> trivium.v1.BlockMask
+	15, // 7: trivium.v1.AttentionRequest.query:type_name -> trivium.v1.TensorRef
+	15, // 8: trivium.v1.AttentionRequest.key:type_name -> trivium.v1.TensorRef
+	15, // 9: trivium.v1.AttentionRequest.value:type_name -> trivium.v1.TensorRef
+	15, // 10: trivium.v1.AttentionRequest.output:type_name -> trivium.v1.TensorRef
+	15, // 11: trivium.v1.AttentionRequest.lse:type_name -> trivium.v1.TensorRef
+	16, // 12: trivium.v1.AttentionRequest.position:type_name -> trivium.v1.PositionPlan
+	7,  // 13: trivium.v1.AttentionRequest.mask:type_name -> trivium.v1.BlockMask
+	13, // 14: trivium.v1.AttentionRequest.params:type_name -> trivium.v1.AttentionRequest.ParamsEntry
+	8,  // 15: trivium.v1.BlockMask.sequences:type_name -> trivium.v1.BlockExtent
+	14, // 16: trivium.v1.BlockMask.memory:type_name -> trivium.v1.MemoryRef
+	7,  // 17: trivium.v1.Selection.mask:type_name -> trivium.v1.BlockMask
+	12, // 18: trivium.v1.Selection.heads:type_name -> trivium.v1.HeadReport
+	11, // 19: trivium.v1.Report.times:type_name -> trivium.v1.Times
+	12, // 20: trivium.v1.Report.heads:type_name -> trivium.v1.HeadReport
+	17, // 21: trivium.v1.AttentionRequest.ParamsEntry.value:type_name -> trivium.v1.Value
+	2,  // 22: trivium.v1.AttentionService.Select:input_type -> trivium.v1.SelectRequest
+	4,  // 23: trivium.v1.AttentionService.Attend:input_type -> trivium.v1.AttendRequest
+	0,  // 24: trivium.v1.AttentionService.Forget:input_type -> trivium.v1.ForgetRequest
+	3,  // 25: trivium.v1.AttentionService.Select:output_type -> trivium.v1.SelectResponse
+	5,  // 26: trivium.v1.AttentionService.Attend:output_type -> trivium.v1.AttendResponse
+	1,  // 27: trivium.v1.AttentionService.Forget:output_type -> trivium.v1.ForgetResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -1156,15 +1274,15 @@ func file_trivium_v1_attention_proto_init() {
 	file_trivium_v1_memory_proto_init()
 	file_trivium_v1_position_proto_init()
 	file_trivium_v1_strategy_proto_init()
-	file_trivium_v1_attention_proto_msgTypes[8].OneofWrappers = []any{}
 	file_trivium_v1_attention_proto_msgTypes[10].OneofWrappers = []any{}
+	file_trivium_v1_attention_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_attention_proto_rawDesc), len(file_trivium_v1_attention_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AttentionService_Select_FullMethodName = "/trivium.v1.AttentionService/Select"
 	AttentionService_Attend_FullMethodName = "/trivium.v1.AttentionService/Attend"
+	AttentionService_Forget_FullMethodName = "/trivium.v1.AttentionService/Forget"
 )
 
 // AttentionServiceClient is the client API for AttentionService service.
@@ -33,6 +34,9 @@ type AttentionServiceClient interface {
 	Select(ctx context.Context, in *SelectRequest, opts ...grpc.CallOption) (*SelectResponse, error)
 	// Attend computes the output in place.
 	Attend(ctx context.Context, in *AttendRequest, opts ...grpc.CallOption) (*AttendResponse, error)
+	// Forget unmaps blocks of device memory that the host is done with. Handles
+	// that are not known are passed over.
+	Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error)
 }
 
 type attentionServiceClient struct {
@@ -63,6 +67,16 @@ func (c *attentionServiceClient) Attend(ctx context.Context, in *AttendRequest, 
 	return out, nil
 }
 
+func (c *attentionServiceClient) Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetResponse)
+	err := c.cc.Invoke(ctx, AttentionService_Forget_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AttentionServiceServer is the server API for AttentionService service.
 // All implementations must embed UnimplementedAttentionServiceServer
 // for forward compatibility.
@@ -73,6 +87,9 @@ type AttentionServiceServer interface {
 	Select(context.Context, *SelectRequest) (*SelectResponse, error)
 	// Attend computes the output in place.
 	Attend(context.Context, *AttendRequest) (*AttendResponse, error)
+	// Forget unmaps blocks of device memory that the host is done with. Handles
+	// that are not known are passed over.
+	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
 	mustEmbedUnimplementedAttentionServiceServer()
 }
 
@@ -88,6 +105,9 @@ func (UnimplementedAttentionServiceServer) Select(context.Context, *SelectReques
 }
 func (UnimplementedAttentionServiceServer) Attend(context.Context, *AttendRequest) (*AttendResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Attend not implemented")
+}
+func (UnimplementedAttentionServiceServer) Forget(context.Context, *ForgetRequest) (*ForgetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Forget not implemented")
 }
 func (UnimplementedAttentionServiceServer) mustEmbedUnimplementedAttentionServiceServer() {}
 func (UnimplementedAttentionServiceServer) testEmbeddedByValue()                          {}
@@ -146,6 +166,24 @@ func _AttentionService_Attend_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AttentionService_Forget_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttentionServiceServer).Forget(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AttentionService_Forget_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttentionServiceServer).Forget(ctx, req.(*ForgetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AttentionService_ServiceDesc is the grpc.ServiceDesc for AttentionService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -160,6 +198,10 @@ var AttentionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Attend",
 			Handler:    _AttentionService_Attend_Handler,
+		},
+		{
+			MethodName: "Forget",
+			Handler:    _AttentionService_Forget_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -21,6 +21,179 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type DevicesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DevicesRequest) Reset() {
+	*x = DevicesRequest{}
+	mi := &file_trivium_v1_catalog_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DevicesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DevicesRequest) ProtoMessage() {}
+
+func (x *DevicesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_catalog_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DevicesRequest.ProtoReflect.Descriptor instead.
+func (*DevicesRequest) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{0}
+}
+
+type DevicesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Devices       []*Device              `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DevicesResponse) Reset() {
+	*x = DevicesResponse{}
+	mi := &file_trivium_v1_catalog_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DevicesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DevicesResponse) ProtoMessage() {}
+
+func (x *DevicesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_catalog_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DevicesResponse.ProtoReflect.Descriptor instead.
+func (*DevicesResponse) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DevicesResponse) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// An accelerator, or what is missing to use one.
+type Device struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "cuda:0"
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Driver        string                 `protobuf:"bytes,3,opt,name=driver,proto3" json:"driver,omitempty"`     // version
+	Compiler      string                 `protobuf:"bytes,4,opt,name=compiler,proto3" json:"compiler,omitempty"` // of kernels, with its version
+	Cache         string                 `protobuf:"bytes,5,opt,name=cache,proto3" json:"cache,omitempty"`       // folder of compiled kernels
+	Missing       string                 `protobuf:"bytes,6,opt,name=missing,proto3" json:"missing,omitempty"`   // why it cannot be used; empty: it can
+	Hint          string                 `protobuf:"bytes,7,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_trivium_v1_catalog_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_catalog_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Device) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Device) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Device) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *Device) GetCompiler() string {
+	if x != nil {
+		return x.Compiler
+	}
+	return ""
+}
+
+func (x *Device) GetCache() string {
+	if x != nil {
+		return x.Cache
+	}
+	return ""
+}
+
+func (x *Device) GetMissing() string {
+	if x != nil {
+		return x.Missing
+	}
+	return ""
+}
+
+func (x *Device) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -29,7 +202,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_trivium_v1_catalog_proto_msgTypes[0]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -41,7 +214,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_catalog_proto_msgTypes[0]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -54,7 +227,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{0}
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{3}
 }
 
 type DescribeResponse struct {
@@ -66,7 +239,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_trivium_v1_catalog_proto_msgTypes[1]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -78,7 +251,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_catalog_proto_msgTypes[1]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -91,7 +264,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{1}
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DescribeResponse) GetStrategies() []*StrategyInfo {
@@ -113,7 +286,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_trivium_v1_catalog_proto_msgTypes[2]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -125,7 +298,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_catalog_proto_msgTypes[2]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -138,7 +311,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{2}
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SettleRequest) GetCallId() uint64 {
@@ -163,7 +336,7 @@ type SettleResponse struct {
 
 func (x *SettleResponse) Reset() {
 	*x = SettleResponse{}
-	mi := &file_trivium_v1_catalog_proto_msgTypes[3]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -175,7 +348,7 @@ func (x *SettleResponse) String() string {
 func (*SettleResponse) ProtoMessage() {}
 
 func (x *SettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_catalog_proto_msgTypes[3]
+	mi := &file_trivium_v1_catalog_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -188,7 +361,7 @@ func (x *SettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
 func (*SettleResponse) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{3}
+	return file_trivium_v1_catalog_proto_rawDescGZIP(), []int{6}
 }
 
 var File_trivium_v1_catalog_proto protoreflect.FileDescriptor
@@ -196,7 +369,18 @@ var File_trivium_v1_catalog_proto protoreflect.FileDescriptor
 const file_trivium_v1_catalog_proto_rawDesc = "" +
 	"\n" +
 	"\x18trivium/v1/catalog.proto\x12\n" +
-	"trivium.v1\x1a\x19trivium/v1/strategy.proto\"\x11\n" +
+	"trivium.v1\x1a\x19trivium/v1/strategy.proto\"\x10\n" +
+	"\x0eDevicesRequest\"?\n" +
+	"\x0fDevicesResponse\x12,\n" +
+	"\adevices\x18\x01 \x03(\v2\x12.trivium.v1.DeviceR\adevices\"\xaa\x01\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
+	"\x06driver\x18\x03 \x01(\tR\x06driver\x12\x1a\n" +
+	"\bcompiler\x18\x04 \x01(\tR\bcompiler\x12\x14\n" +
+	"\x05cache\x18\x05 \x01(\tR\x05cache\x12\x18\n" +
+	"\amissing\x18\x06 \x01(\tR\amissing\x12\x12\n" +
+	"\x04hint\x18\a \x01(\tR\x04hint\"\x11\n" +
 	"\x0fDescribeRequest\"L\n" +
 	"\x10DescribeResponse\x128\n" +
 	"\n" +
@@ -205,10 +389,11 @@ const file_trivium_v1_catalog_proto_rawDesc = "" +
 	"\rSettleRequest\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\x04R\x06callId\x12\x16\n" +
 	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"\x10\n" +
-	"\x0eSettleResponse2\x98\x01\n" +
+	"\x0eSettleResponse2\xdc\x01\n" +
 	"\x0eCatalogService\x12E\n" +
 	"\bDescribe\x12\x1b.trivium.v1.DescribeRequest\x1a\x1c.trivium.v1.DescribeResponse\x12?\n" +
-	"\x06Settle\x12\x19.trivium.v1.SettleRequest\x1a\x1a.trivium.v1.SettleResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
+	"\x06Settle\x12\x19.trivium.v1.SettleRequest\x1a\x1a.trivium.v1.SettleResponse\x12B\n" +
+	"\aDevices\x12\x1a.trivium.v1.DevicesRequest\x1a\x1b.trivium.v1.DevicesResponseB:Z8github.com/trivium-ml/trivium/plugins/proto/v1;triviumv1b\x06proto3"
 
 var (
 	file_trivium_v1_catalog_proto_rawDescOnce sync.Once
@@ -222,25 +407,31 @@ func file_trivium_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_trivium_v1_catalog_proto_rawDescData
 }
 
-var file_trivium_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_trivium_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_trivium_v1_catalog_proto_goTypes = []any{
-	(*DescribeRequest)(nil),  // 0: trivium.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 1: trivium.v1.DescribeResponse
-	(*SettleRequest)(nil),    // 2: trivium.v1.SettleRequest
-	(*SettleResponse)(nil),   // 3: trivium.v1.SettleResponse
-	(*StrategyInfo)(nil),     // 4: trivium.v1.StrategyInfo
+	(*DevicesRequest)(nil),   // 0: trivium.v1.DevicesRequest
+	(*DevicesResponse)(nil),  // 1: trivium.v1.DevicesResponse
+	(*Device)(nil),           // 2: trivium.v1.Device
+	(*DescribeRequest)(nil),  // 3: trivium.v1.DescribeRequest
+	(*DescribeResponse)(nil), // 4: trivium.v1.DescribeResponse
+	(*SettleRequest)(nil),    // 5: trivium.v1.SettleRequest
+	(*SettleResponse)(nil),   // 6: trivium.v1.SettleResponse
+	(*StrategyInfo)(nil),     // 7: trivium.v1.StrategyInfo
 }
 var file_trivium_v1_catalog_proto_depIdxs = []int32{
-	4, // 0: trivium.v1.DescribeResponse.strategies:type_name -> trivium.v1.StrategyInfo
-	0, // 1: trivium.v1.CatalogService.Describe:input_type -> trivium.v1.DescribeRequest
-	2, // 2: trivium.v1.CatalogService.Settle:input_type -> trivium.v1.SettleRequest
-	1, // 3: trivium.v1.CatalogService.Describe:output_type -> trivium.v1.DescribeResponse
-	3, // 4: trivium.v1.CatalogService.Settle:output_type -> trivium.v1.SettleResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: trivium.v1.DevicesResponse.devices:type_name -> trivium.v1.Device
+	7, // 1: trivium.v1.DescribeResponse.strategies:type_name -> trivium.v1.StrategyInfo
+	3, // 2: trivium.v1.CatalogService.Describe:input_type -> trivium.v1.DescribeRequest
+	5, // 3: trivium.v1.CatalogService.Settle:input_type -> trivium.v1.SettleRequest
+	0, // 4: trivium.v1.CatalogService.Devices:input_type -> trivium.v1.DevicesRequest
+	4, // 5: trivium.v1.CatalogService.Describe:output_type -> trivium.v1.DescribeResponse
+	6, // 6: trivium.v1.CatalogService.Settle:output_type -> trivium.v1.SettleResponse
+	1, // 7: trivium.v1.CatalogService.Devices:output_type -> trivium.v1.DevicesResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_trivium_v1_catalog_proto_init() }
@@ -255,7 +446,7 @@ func file_trivium_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_catalog_proto_rawDesc), len(file_trivium_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	CatalogService_Describe_FullMethodName = "/trivium.v1.CatalogService/Describe"
 	CatalogService_Settle_FullMethodName   = "/trivium.v1.CatalogService/Settle"
+	CatalogService_Devices_FullMethodName  = "/trivium.v1.CatalogService/Devices"
 )
 
 // CatalogServiceClient is the client API for CatalogService service.
@@ -35,6 +36,8 @@ type CatalogServiceClient interface {
 	// its memory any more, at once if there is no such call. The host asks after
 	// it cancelled the call, on the same connection.
 	Settle(ctx context.Context, in *SettleRequest, opts ...grpc.CallOption) (*SettleResponse, error)
+	// Devices lists the accelerators that the process can use, and why not where it cannot.
+	Devices(ctx context.Context, in *DevicesRequest, opts ...grpc.CallOption) (*DevicesResponse, error)
 }
 
 type catalogServiceClient struct {
@@ -65,6 +68,16 @@ func (c *catalogServiceClient) Settle(ctx context.Context, in *SettleRequest, op
 	return out, nil
 }
 
+func (c *catalogServiceClient) Devices(ctx context.Context, in *DevicesRequest, opts ...grpc.CallOption) (*DevicesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DevicesResponse)
+	err := c.cc.Invoke(ctx, CatalogService_Devices_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CatalogServiceServer is the server API for CatalogService service.
 // All implementations must embed UnimplementedCatalogServiceServer
 // for forward compatibility.
@@ -77,6 +90,8 @@ type CatalogServiceServer interface {
 	// its memory any more, at once if there is no such call. The host asks after
 	// it cancelled the call, on the same connection.
 	Settle(context.Context, *SettleRequest) (*SettleResponse, error)
+	// Devices lists the accelerators that the process can use, and why not where it cannot.
+	Devices(context.Context, *DevicesRequest) (*DevicesResponse, error)
 	mustEmbedUnimplementedCatalogServiceServer()
 }
 
@@ -92,6 +107,9 @@ func (UnimplementedCatalogServiceServer) Describe(context.Context, *DescribeRequ
 }
 func (UnimplementedCatalogServiceServer) Settle(context.Context, *SettleRequest) (*SettleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Settle not implemented")
+}
+func (UnimplementedCatalogServiceServer) Devices(context.Context, *DevicesRequest) (*DevicesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Devices not implemented")
 }
 func (UnimplementedCatalogServiceServer) mustEmbedUnimplementedCatalogServiceServer() {}
 func (UnimplementedCatalogServiceServer) testEmbeddedByValue()                        {}
@@ -150,6 +168,24 @@ func _CatalogService_Settle_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CatalogService_Devices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DevicesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CatalogServiceServer).Devices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CatalogService_Devices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CatalogServiceServer).Devices(ctx, req.(*DevicesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CatalogService_ServiceDesc is the grpc.ServiceDesc for CatalogService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -164,6 +200,10 @@ var CatalogService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Settle",
 			Handler:    _CatalogService_Settle_Handler,
+		},
+		{
+			MethodName: "Devices",
+			Handler:    _CatalogService_Devices_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -189,7 +189,8 @@ type TensorRef struct {
 	Dtype         Dtype                  `protobuf:"varint,4,opt,name=dtype,proto3,enum=trivium.v1.Dtype" json:"dtype,omitempty"`
 	Shape         []int64                `protobuf:"varint,5,rep,packed,name=shape,proto3" json:"shape,omitempty"`
 	Strides       []int64                `protobuf:"varint,6,rep,packed,name=strides,proto3" json:"strides,omitempty"` // elements, not negative
-	Device        string                 `protobuf:"bytes,7,opt,name=device,proto3" json:"device,omitempty"`           // "cpu"
+	Device        string                 `protobuf:"bytes,7,opt,name=device,proto3" json:"device,omitempty"`           // "cpu", or "cuda:0" as the host counts
+	Memory        *DeviceRef             `protobuf:"bytes,8,opt,name=memory,proto3" json:"memory,omitempty"`           // on a device, in place of a segment: where the tensor lies
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -273,6 +274,83 @@ func (x *TensorRef) GetDevice() string {
 	return ""
 }
 
+func (x *TensorRef) GetMemory() *DeviceRef {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+// A range of a block of device memory that the host exported. It stays mapped in
+// the plugin until the host says that the block is gone.
+type DeviceRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handle        []byte                 `protobuf:"bytes,1,opt,name=handle,proto3" json:"handle,omitempty"`  // of the block: a CUipcMemHandle
+	Uuid          []byte                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`      // of the device, whatever number it has in either process
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`     // of the block, in bytes
+	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"` // bytes from the start of the block to element zero
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceRef) Reset() {
+	*x = DeviceRef{}
+	mi := &file_trivium_v1_memory_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceRef) ProtoMessage() {}
+
+func (x *DeviceRef) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_memory_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceRef.ProtoReflect.Descriptor instead.
+func (*DeviceRef) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_memory_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DeviceRef) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *DeviceRef) GetUuid() []byte {
+	if x != nil {
+		return x.Uuid
+	}
+	return nil
+}
+
+func (x *DeviceRef) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DeviceRef) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 // A dense row-major array in a file that the host announced over the side channel.
 type FileRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -288,7 +366,7 @@ type FileRef struct {
 
 func (x *FileRef) Reset() {
 	*x = FileRef{}
-	mi := &file_trivium_v1_memory_proto_msgTypes[2]
+	mi := &file_trivium_v1_memory_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -300,7 +378,7 @@ func (x *FileRef) String() string {
 func (*FileRef) ProtoMessage() {}
 
 func (x *FileRef) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_memory_proto_msgTypes[2]
+	mi := &file_trivium_v1_memory_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -313,7 +391,7 @@ func (x *FileRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileRef.ProtoReflect.Descriptor instead.
 func (*FileRef) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_memory_proto_rawDescGZIP(), []int{2}
+	return file_trivium_v1_memory_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FileRef) GetFileId() uint64 {
@@ -371,7 +449,7 @@ const file_trivium_v1_memory_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04size\x18\x04 \x01(\x03R\x04size\"\xd3\x01\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\"\x82\x02\n" +
 	"\tTensorRef\x12\x1d\n" +
 	"\n" +
 	"segment_id\x18\x01 \x01(\x04R\tsegmentId\x12\x1e\n" +
@@ -382,7 +460,13 @@ const file_trivium_v1_memory_proto_rawDesc = "" +
 	"\x05dtype\x18\x04 \x01(\x0e2\x11.trivium.v1.DtypeR\x05dtype\x12\x14\n" +
 	"\x05shape\x18\x05 \x03(\x03R\x05shape\x12\x18\n" +
 	"\astrides\x18\x06 \x03(\x03R\astrides\x12\x16\n" +
-	"\x06device\x18\a \x01(\tR\x06device\"\xa7\x01\n" +
+	"\x06device\x18\a \x01(\tR\x06device\x12-\n" +
+	"\x06memory\x18\b \x01(\v2\x15.trivium.v1.DeviceRefR\x06memory\"c\n" +
+	"\tDeviceRef\x12\x16\n" +
+	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\"\xa7\x01\n" +
 	"\aFileRef\x12\x17\n" +
 	"\afile_id\x18\x01 \x01(\x04R\x06fileId\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
@@ -424,21 +508,23 @@ func file_trivium_v1_memory_proto_rawDescGZIP() []byte {
 }
 
 var file_trivium_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_trivium_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_trivium_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_trivium_v1_memory_proto_goTypes = []any{
 	(Dtype)(0),        // 0: trivium.v1.Dtype
 	(*MemoryRef)(nil), // 1: trivium.v1.MemoryRef
 	(*TensorRef)(nil), // 2: trivium.v1.TensorRef
-	(*FileRef)(nil),   // 3: trivium.v1.FileRef
+	(*DeviceRef)(nil), // 3: trivium.v1.DeviceRef
+	(*FileRef)(nil),   // 4: trivium.v1.FileRef
 }
 var file_trivium_v1_memory_proto_depIdxs = []int32{
 	0, // 0: trivium.v1.TensorRef.dtype:type_name -> trivium.v1.Dtype
-	0, // 1: trivium.v1.FileRef.dtype:type_name -> trivium.v1.Dtype
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 1: trivium.v1.TensorRef.memory:type_name -> trivium.v1.DeviceRef
+	0, // 2: trivium.v1.FileRef.dtype:type_name -> trivium.v1.Dtype
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_trivium_v1_memory_proto_init() }
@@ -452,7 +538,7 @@ func file_trivium_v1_memory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_memory_proto_rawDesc), len(file_trivium_v1_memory_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,11 @@ from trivium.masks import BlockMask
 from trivium.positions import Position, PositionPlan, position as position_strategy
 from trivium.report import Report
 
+if TYPE_CHECKING:
+    from trivium._cuda import Lease
+
 Layout = Literal["bhnd", "bnhd"]
-Tensor = Any  # numpy, torch (CPU), or anything with __dlpack__ or __arrow_c_array__
+Tensor = Any  # numpy, torch (CPU or CUDA), or anything with __dlpack__ or __arrow_c_array__
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def attention(
     Parameters
     ----------
     q : tensor [batch, q_heads, q_len, head_dim], or str
-        float32, bfloat16 or float16 on the CPU. A string alone names a strategy and
+        float32, bfloat16 or float16 on the CPU; bfloat16 or float16 on a CUDA device,
+        where the call returns when the work is started, in the order of the current
+        stream. A string alone names a strategy and
         gives an :class:`Attention` for :func:`trivium.patch`.
     k, v : tensor [batch, kv_heads, k_len, head_dim]
         ``q_heads`` must be a multiple of ``kv_heads``.
@@ -178,24 +183,26 @@ def attention(
     if prototype is not None:
         mask, select_ms = _chosen(prototype, mask, q, k, layout, causal, q_offset, k_start, k_end, cu_seqlens, block_size)
         strategy, params, block_size = "dense" if mask is None else "custom", {}, None
+    _check_device(device, query)
     out = _tensor.empty_like(query)
-    written = _tensor.describe(out, "output", writable=True)
+    outputs = [_tensor.describe(out, "output", writable=True)]
+    lse = None
+    if return_lse:
+        lse = _empty_lse(query, layout)
+        outputs.append(_tensor.describe(lse, "lse", writable=True))
+    lease = _lend(inputs, outputs)
     request = _request(
         engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
         scale, causal, window, softcap, sinks, mask, block_size, probe_rows, threads, seed, layer, params,
     )
-    _check_device(device, query)
-    request["output"] = _axes(written, layout)
-    lse = None
+    request["output"] = _axes(outputs[0], layout)
     if return_lse:
-        batch, heads, length = request["query"]["shape"][:3]
-        lse = _tensor.empty((batch, heads, length), "float32", like=query.kind)
-        request["lse"] = _tensor.describe(lse, "lse", writable=True).request()
+        request["lse"] = outputs[1].request()
     if return_report:
         request["report"] = True
     if return_mask:
         request["want_mask"] = True
-    result = _bridge.run("attend", request, timeout)
+    result = _run("attend", request, timeout, lease)
     if not return_lse and not return_report:
         return out
     answer = [out]
@@ -203,6 +210,8 @@ def attention(
         answer.append(lse)
     if return_report:
         kept = result.get("mask")
+        if lease is not None and lease.note:
+            result["report"].setdefault("notes", []).append(lease.note)
         report = Report._from_result(result["report"], BlockMask._from_result(kept, causal) if kept else None)
         answer.append(report if prototype is None else _relabel(report, prototype, select_ms))
     return tuple(answer)
@@ -250,11 +259,12 @@ def select(
         strategy, params = "dense", {}
     key = _tensor.describe(k, "key")
     inputs = [_tensor.describe(q, "query"), key, key]
+    lease = _lend(inputs[:2], [])
     request = _request(
         engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
         scale, causal, window, softcap, None, None, None, 0, threads, seed, layer, params,
     )
-    result = _bridge.run("select", request, timeout)
+    result = _run("select", request, timeout, lease)
     return BlockMask._from_result(result["mask"], causal)
 
 
@@ -297,6 +307,38 @@ def _relabel(report: Report, prototype: Any, select_ms: float) -> Report:
     from trivium.strategy import relabel
 
     return relabel(report, prototype, select_ms)
+
+
+def _empty_lse(query: _tensor.Array, layout: Layout) -> Any:
+    shape = query.shape[:3] if layout == "bhnd" or len(query.shape) != 4 else [query.shape[i] for i in (0, 2, 1)]
+    if query.device == "cpu":
+        return _tensor.empty(shape, "float32", like=query.kind)
+    import torch
+
+    return torch.empty(shape, dtype=torch.float32, device=query.owner.device)
+
+
+def _lend(inputs: list[_tensor.Array], outputs: list[_tensor.Array]) -> Lease | None:
+    """Make tensors of a CUDA device visible to the plugin; tensors on the CPU need nothing."""
+    device = inputs[0].device
+    if device == "cpu":
+        return None
+    from trivium import _cuda
+
+    for array in (*inputs, *outputs):
+        if array.device != device:
+            raise InvalidArgument(f"tensors on {device} and on {array.device}: want one device")
+    named = list(zip(("query", "key", "value"), inputs))
+    return _cuda.lender(device).lend(named, list(zip(("output", "lse"), outputs)))
+
+
+def _run(operation: str, request: _tensor.Request, timeout: float | None, lease: Lease | None) -> Any:
+    if lease is None:
+        return _bridge.run(operation, request, timeout)
+    lease.order(request)
+    result = _bridge.run(operation, request, timeout)
+    lease.finish()  # after an error nothing is under way, and the events are not used again
+    return result
 
 
 def _request(

@@ -117,6 +117,7 @@ class Engine:
             "defaults": _settings(settings),
             "python": {"executable": sys.executable, "read": [sys.prefix, sys.base_prefix]},
             **_log(log_level or os.environ.get("TRIVIUM_LOG")),
+            "env": _environment(),
         }
         self._handle = _bridge.call("OpenEngine", json.dumps(config))
         self._close = weakref.finalize(self, _close, self._handle)
@@ -194,6 +195,12 @@ def _settings(given: str | PathLike[str] | Mapping[str, Mapping[str, Any]] | Non
 
     path = settings.default_settings() if given == DEFAULT else Path(given)
     return settings.read(path) if path else {}
+
+
+def _environment() -> list[str]:
+    from trivium import _cuda
+
+    return _cuda.environment()
 
 
 def _close(handle: int) -> None:

@@ -67,6 +67,11 @@ class Array:
         self.owner = owner
         self.device = device
 
+    def span(self) -> int:
+        """Bytes from the first element to the end of the last."""
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * int(self.owner.element_size() if self.kind == "torch" else self.owner.itemsize)
+
     def request(self) -> Request:
         """Give the array as Go reads it."""
         request = Request(address=self.address, dtype=self.dtype, shape=list(self.shape), strides=list(self.strides))
@@ -81,7 +86,7 @@ def describe(x: Any, name: str, *, writable: bool = False, empty: bool = False) 
 
     Parameters
     ----------
-    x : numpy array, torch tensor (CPU), or object with ``__arrow_c_array__`` or ``__dlpack__``
+    x : numpy array, torch tensor (CPU or CUDA), or object with ``__arrow_c_array__`` or ``__dlpack__``
     name : str
         What to call it in errors.
     writable : bool
@@ -94,7 +99,7 @@ def describe(x: Any, name: str, *, writable: bool = False, empty: bool = False) 
     InvalidArgument
         No tensor, a dtype or strides that Trivium cannot read, or no elements.
     DeviceUnavailable
-        A tensor that is not in the CPU's memory.
+        A tensor that is neither in the CPU's memory nor on a CUDA device.
     """
     array = _find(x, name, writable)
     if array is None:
@@ -148,9 +153,11 @@ def _numpy_name(dtype: np.dtype[Any], name: str) -> str:
 def _describe_torch(x: Any, name: str, writable: bool) -> Array:
     import torch
 
-    device = x.device.type
-    if device != "cpu":
-        raise DeviceUnavailable(f"{name} is on {x.device}: want cpu", hint=f"{name}.cpu() copies it there")
+    device = "cpu"
+    if x.device.type != "cpu":
+        device = str(x.device)
+        if x.device.type != "cuda" or torch.version.cuda is None:
+            raise DeviceUnavailable(f"{name} is on {device}: want cpu or a CUDA device", hint=f"{name}.cpu() copies it there")
     if x.layout is not torch.strided:
         raise InvalidArgument(f"{name} has layout {x.layout}: want torch.strided", hint=f"{name}.to_dense() makes one")
     if x.is_neg() or x.is_conj():
@@ -164,7 +171,7 @@ def _describe_torch(x: Any, name: str, writable: bool) -> Array:
         address = x.data_ptr()
     except RuntimeError as error:  # a tensor that a transform only traces
         raise InvalidArgument(f"{name} has no memory: {error}") from error
-    return Array(address, dtype, list(x.shape), list(x.stride()), "torch", x)
+    return Array(address, dtype, list(x.shape), list(x.stride()), "torch", x, device)
 
 
 # Filled as dtypes are met, because torch may not be there.
@@ -257,6 +264,8 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike | Any = "float32", *,
 
 def empty_like(x: Array) -> Any:
     """Make a dense tensor with the shape, dtype and library of another, as :func:`empty` does."""
+    if x.device != "cpu":
+        return sys.modules["torch"].empty(x.shape, dtype=x.owner.dtype, device=x.owner.device)
     if x.kind == "numpy" and x.dtype == "bfloat16":
         return _empty_numpy(x.shape, x.dtype, x.owner.dtype)
     return empty(x.shape, x.dtype, like=x.kind)

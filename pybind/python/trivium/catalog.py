@@ -135,8 +135,11 @@ def stats() -> dict[str, Any]:
 
     ``bytes_copied`` is the memory of callers that had to be copied to where a plugin
     can see it, and back; tensors of :func:`trivium.empty` add nothing to it.
+    ``device_bytes_copied`` is the same on CUDA devices, where only memory that cannot be
+    shared with other processes is copied.
     """
-    return default_engine().stats()
+    cuda = sys.modules.get("trivium._cuda")
+    return {**default_engine().stats(), "device_bytes_copied": 0 if cuda is None else cuda.copied_bytes()}
 
 
 def _kernels() -> str:
@@ -165,6 +168,18 @@ class Doctor:
         return not self.problems
 
 
+def _devices(plugins: list[dict[str, Any]]) -> dict[str, str]:
+    """The accelerators that attention runs on, or what is missing, taken out of the plugins' answers."""
+    found: dict[str, str] = {}
+    for plugin in plugins:
+        for device in plugin.pop("devices", ()):
+            parts = [device.get(k, "") for k in ("model", "driver", "compiler", "missing")]
+            if device.get("cache"):
+                parts.append(f"kernels kept in {device['cache']}")
+            found[device.get("name", "cuda")] = ", ".join(part for part in parts if part)
+    return found
+
+
 def doctor() -> Doctor:
     """Check the installation: start every built-in plugin and run a small call on it."""
     from importlib.metadata import version
@@ -180,6 +195,7 @@ def doctor() -> Doctor:
         checked = _bridge.run("doctor", {"engine": default_engine().handle}, timeout=60)
         machine = {**checked["machine"], "kernels": _kernels()}
         started = checked["plugins"]
+        machine.update(_devices(started))
         problems += [f"{p['name']}: {p['error']}" for p in started if p.get("error")]
     except TriviumError as error:
         problems.append(str(error))

@@ -15,7 +15,11 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Summary:      "every visible key: exact attention, the measure of the others",
 		Parameters:   []core.Parameter{},
 		Capabilities: core.Capabilities{ChunkRule: "same"},
-	}, selectBlocks)
+	}, selectBlocks, selectOnDevice)
+}
+
+func selectOnDevice(*kernel.DeviceCall, *kernel.Part) (*kernel.DeviceSelection, error) {
+	return &kernel.DeviceSelection{Pattern: "dense"}, nil
 }
 
 func selectBlocks(_ context.Context, call *kernel.Call) (*core.Selection, error) {

@@ -9,14 +9,17 @@ import (
 	"time"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
 	"github.com/trivium-ml/trivium/hardware"
+	"github.com/trivium-ml/trivium/hardware/cuda"
 )
 
 // Kernel attends on one backend. It holds no state between calls and is safe
 // for use by several goroutines.
 type Kernel struct {
 	backend   hardware.Backend
-	crossover *Crossover // nil: not measured
+	crossover *Crossover  // nil: not measured
+	lanes     *cuda.Lanes // nil: the backend only
 }
 
 // New makes a kernel on a backend.
@@ -25,10 +28,15 @@ func New(backend hardware.Backend) *Kernel { return &Kernel{backend: backend} }
 // Selector chooses the blocks of a call, which it borrows until it returns.
 type Selector func(ctx context.Context, call *Call) (*core.Selection, error)
 
-// Strategy makes an attention strategy of a selector. The
-// capabilities that are the kernel's are filled in.
-func (k *Kernel) Strategy(info core.Info, choose Selector) core.AttentionStrategy {
-	return &strategy{kernel: k, info: complete(info), choose: choose}
+// Strategy makes an attention strategy of a selector, and of another for GPUs
+// if it has one. The capabilities that are the kernel's are filled in.
+func (k *Kernel) Strategy(info core.Info, choose Selector, device ...DeviceSelector) core.AttentionStrategy {
+	s := &strategy{kernel: k, info: complete(info), choose: choose}
+	if len(device) > 0 {
+		s.device = device[0]
+		s.info.Capabilities.Devices = append(s.info.Capabilities.Devices, tensor.CUDA)
+	}
+	return s
 }
 
 // strategy is a selector with the shared kernel around it.
@@ -36,6 +44,7 @@ type strategy struct {
 	kernel *Kernel
 	info   core.Info
 	choose Selector
+	device DeviceSelector // nil: the CPU only
 }
 
 var _ core.Attender = (*strategy)(nil)
@@ -43,6 +52,9 @@ var _ core.Attender = (*strategy)(nil)
 func (s *strategy) Info() core.Info { return s.info }
 
 func (s *strategy) Select(ctx context.Context, req *core.AttentionRequest) (*core.Selection, error) {
+	if onDevice(req) {
+		return s.selectOnDevice(req)
+	}
 	call, err := s.open(ctx, req)
 	if err != nil {
 		return nil, err
@@ -52,6 +64,9 @@ func (s *strategy) Select(ctx context.Context, req *core.AttentionRequest) (*cor
 }
 
 func (s *strategy) Attend(ctx context.Context, req *core.AttentionRequest) (*core.AttentionResponse, error) {
+	if onDevice(req) {
+		return s.attendOnDevice(req)
+	}
 	call, err := s.open(ctx, req)
 	if err != nil {
 		return nil, err
@@ -87,7 +102,13 @@ func (k *Kernel) Attend(ctx context.Context, req *core.AttentionRequest, selecti
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
-	call, err := k.open(ctx, core.Info{Kind: core.Attention, Name: "custom"}, req, nil)
+	custom := core.Info{Kind: core.Attention, Name: "custom"}
+	if onDevice(req) {
+		return k.attendOnDevice(custom, req, nil, func(*DeviceCall, *Part) (*DeviceSelection, error) {
+			return &DeviceSelection{Masked: selection.Mask, Reason: selection.Reason, Pattern: "dense"}, nil
+		})
+	}
+	call, err := k.open(ctx, custom, req, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +156,7 @@ func complete(info core.Info) core.Info {
 	info.License, info.Version = "Apache-2.0", "0.1.0"
 	c := &info.Capabilities
 	c.Dtypes = []string{"float32", "bfloat16", "float16"}
+	c.Devices = []string{string(tensor.CPU)}
 	c.MaxHeadDim = 256
 	c.GQA, c.Varlen, c.Chunked, c.Deterministic, c.Attends = true, true, true, true, true
 	return info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import dataclass
 from typing import Any, Iterator
 
@@ -27,13 +28,31 @@ class Rotary:
 
     def key(self) -> bytes:
         """The frequencies as they are now, to compare with."""
-        buffer: torch.Tensor = getattr(self.module, self.name)
-        return bytes(buffer.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return _read(getattr(self.module, self.name))
 
     def inv_freq(self) -> list[float]:
         """Radians per token, rotary_dim/2 of them."""
         buffer: torch.Tensor = getattr(self.module, self.name)
-        return [float(f) for f in buffer.double().tolist()]
+        return torch.frombuffer(bytearray(_read(buffer)), dtype=buffer.dtype).double().tolist()
+
+
+# What was read of buffers on devices, by the buffer's id: the buffer, its version, its bytes.
+_kept: dict[int, tuple[weakref.ref[torch.Tensor], int, bytes]] = {}
+
+
+def _read(buffer: torch.Tensor) -> bytes:
+    """The bytes of a buffer. Reading a device waits for it, so they are kept for as long as they hold."""
+    if buffer.device.type == "cpu":
+        return _bytes(buffer)
+    version = 0 if buffer.is_inference() else buffer._version
+    kept = _kept.get(id(buffer))
+    if kept is None or kept[0]() is not buffer or kept[1] != version:
+        kept = _kept[id(buffer)] = (weakref.ref(buffer), version, _bytes(buffer))
+    return kept[2]
+
+
+def _bytes(buffer: torch.Tensor) -> bytes:
+    return bytes(buffer.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def find_rotary(model: nn.Module, layer: nn.Module) -> Rotary | None:

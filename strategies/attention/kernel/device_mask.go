@@ -1,0 +1,210 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"slices"
+	"unsafe"
+
+	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware/cuda"
+)
+
+// attendMasked attends to tiles that the host knows.
+func (c *DeviceCall) attendMasked(p *Part, mask *core.BlockMask) error {
+	if err := c.checkMask(mask); err != nil {
+		return err
+	}
+	uploaded, err := c.uploadMask(p, mask)
+	if err != nil {
+		return err
+	}
+	return c.launch(p, uploaded)
+}
+
+func (c *DeviceCall) checkMask(mask *core.BlockMask) error {
+	if err := mask.Validate(c.Request.Causal); err != nil {
+		return err
+	}
+	if mask.BlockSize%cuda.Tile != 0 {
+		return c.Unsupported("a mask of block_size %d, not a multiple of %d,", mask.BlockSize, cuda.Tile)
+	}
+	grid := c.Request.BlockExtents(mask.BlockSize)
+	if mask.Heads != 1 && mask.Heads != c.Heads || !slices.Equal(mask.Sequences, grid) {
+		return core.Invalid(c.info.ID(), "block mask of %d heads over %v: want %d heads over %v", mask.Heads, mask.Sequences, c.Heads, grid)
+	}
+	for _, s := range c.Request.Extents() {
+		if s.Offset < 0 {
+			return c.Unsupported("a block mask for queries before the first key of their sequence")
+		}
+	}
+	return nil
+}
+
+// uploadMask gives the device the rows of a part, in its tiles.
+func (c *DeviceCall) uploadMask(p *Part, mask *core.BlockMask) (*cuda.Mask, error) {
+	rowPtr, columns := tilesOf(p, mask, c.Heads, c.Request.Causal)
+	at, err := c.Work.Scratch(4 * (len(rowPtr) + len(columns)))
+	if err != nil {
+		return nil, err
+	}
+	split := at + cuda.Address(4*len(rowPtr))
+	if err := c.Work.Upload(at, words(rowPtr)); err != nil {
+		return nil, err
+	}
+	return &cuda.Mask{RowPtr: at, Cols: split}, c.Work.Upload(split, words(columns))
+}
+
+// tilesOf is a mask over the tiles of a part, every query head by itself.
+func tilesOf(p *Part, mask *core.BlockMask, heads int, causal bool) (rowPtr, columns []int32) {
+	ratio := mask.BlockSize / cuda.Tile
+	tiles, first := ceilDiv(p.Offset%cuda.Tile+p.Query.Rows, cuda.Tile), p.Offset/cuda.Tile
+	keys := ceilDiv(p.Key.Rows, cuda.Tile)
+	rowPtr = append(rowPtr, 0)
+	for s := p.First; s < p.First+p.Count; s++ {
+		for h := range heads {
+			if mask.Heads == 1 {
+				h = 0
+			}
+			for t := first; t < first+tiles; t++ {
+				limit := keys
+				if causal {
+					limit = min(limit, t+1)
+				}
+				for _, block := range mask.Row(s, h, t/ratio-mask.Sequences[s].FirstQueryBlock) {
+					for column := int(block) * ratio; column < min((int(block)+1)*ratio, limit); column++ {
+						columns = append(columns, int32(column))
+					}
+				}
+				rowPtr = append(rowPtr, int32(len(columns)))
+			}
+		}
+	}
+	return rowPtr, columns
+}
+
+// words is the bytes of numbers, shared.
+func words(numbers []int32) []byte {
+	if len(numbers) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&numbers[0])), 4*len(numbers))
+}
+
+// describe reports on the heads of a part and takes the mask if it is wanted.
+func (c *DeviceCall) describe(p *Part, chosen *DeviceSelection) error {
+	if !c.waits && !c.Request.WantMask {
+		return nil
+	}
+	mask, size := chosen.Masked, cuda.Tile
+	if mask != nil {
+		size = mask.BlockSize
+	}
+	grid := c.Request.BlockExtents(size)[p.First : p.First+p.Count]
+	if chosen.Mask != nil {
+		var err error
+		if mask, err = c.download(*chosen.Mask, grid); err != nil {
+			return err
+		}
+	}
+	c.kept = append(c.kept, partMask{p.First, p.Count, mask, chosen.Masked != nil})
+	heads := make([]core.HeadReport, 0, p.Count*c.Heads)
+	for s, extent := range grid {
+		for h := range c.Heads {
+			report := core.HeadReport{Sequence: p.First + s, Head: h, Pattern: chosen.Pattern, Blocks: extent.Tiles(c.Request.Causal)}
+			report.Kept = report.Blocks
+			switch {
+			case chosen.Mask != nil:
+				report.Kept = mask.Kept(s, h)
+			case mask != nil:
+				report.Kept = mask.Kept(p.First+s, min(h, mask.Heads-1))
+			}
+			report.Density = ratio(report.Kept, report.Blocks)
+			heads = append(heads, report)
+		}
+	}
+	if chosen.Describe != nil {
+		if err := chosen.Describe(heads); err != nil {
+			return err
+		}
+	}
+	c.report.Heads = append(c.report.Heads, heads...)
+	return nil
+}
+
+// download reads a mask of the device.
+func (c *DeviceCall) download(m cuda.Mask, grid []core.BlockExtent) (*core.BlockMask, error) {
+	mask := core.NewBlockMask(cuda.Tile, c.Heads, grid)
+	rowPtr, err := c.Words(m.RowPtr, mask.Rows()+1)
+	if err != nil {
+		return nil, err
+	}
+	if mask.Columns, err = c.Words(m.Cols, int(rowPtr[len(rowPtr)-1])); err != nil {
+		return nil, err
+	}
+	for _, n := range rowPtr[1:] {
+		mask.RowPtr = append(mask.RowPtr, int64(n))
+	}
+	return mask, nil
+}
+
+// Words reads numbers of the device; it waits.
+func (c *DeviceCall) Words(at cuda.Address, count int) ([]int32, error) {
+	raw := make([]byte, 4*count)
+	if err := c.Work.Download(raw, at); err != nil {
+		return nil, err
+	}
+	numbers := make([]int32, count)
+	for i := range numbers {
+		numbers[i] = int32(binary.NativeEndian.Uint32(raw[4*i:]))
+	}
+	return numbers, nil
+}
+
+// partMask is what was kept of some sequences; a nil mask: everything.
+type partMask struct {
+	first, count int
+	mask         *core.BlockMask // over the part alone, or over the call
+	whole        bool            // over the call
+}
+
+// joined is the mask of the call, nil when every part keeps everything.
+// Sequences without a part see nothing.
+func (c *DeviceCall) joined() *core.BlockMask {
+	size, sparse := cuda.Tile, false
+	for _, k := range c.kept {
+		if k.mask != nil {
+			size, sparse = k.mask.BlockSize, true
+		}
+	}
+	if !sparse {
+		return nil
+	}
+	grid := c.Request.BlockExtents(size)
+	mask := core.NewBlockMask(size, c.Heads, grid)
+	everything := core.DenseMask(size, 1, grid, c.Request.Causal)
+	for s, extent := range grid {
+		for h := range c.Heads {
+			for row := range extent.QueryBlocks {
+				mask.Append(c.keptRow(everything, s, h, row))
+			}
+		}
+	}
+	return mask
+}
+
+func (c *DeviceCall) keptRow(everything *core.BlockMask, sequence, head, row int) []int32 {
+	for _, k := range c.kept {
+		switch {
+		case sequence < k.first || sequence >= k.first+k.count:
+			continue
+		case k.mask == nil:
+			return everything.Row(sequence, 0, row)
+		case k.whole:
+			return k.mask.Row(sequence, min(head, k.mask.Heads-1), row)
+		}
+		return k.mask.Row(sequence-k.first, head, row)
+	}
+	return nil
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }

@@ -1,0 +1,118 @@
+"""What a call on CUDA tensors costs through the plugin process: host time, device time and gaps between calls.
+
+    python tests/bench/gpu/through_plugin.py [--json FILE]
+
+host      time until the call returns, nothing else on the device (median, 90th percentile)
+device    time between the first and the last of many calls that were queued behind a long kernel, so that the
+          host does not count; the events by which processes wait for each other do
+steady    the same without the long kernel: what a model sees
+gap       steady - device, over device
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any, Callable
+
+import torch
+import trivium
+
+DEVICE = "cuda:0"
+
+
+def host_times(call: Callable[[], Any], repeats: int = 300) -> list[float]:
+    """Microseconds until each of many calls returns; the device is idle at its start."""
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - began))
+    torch.cuda.synchronize()
+    return times
+
+
+def device_time(call: Callable[[], Any], calls: int, ahead: bool) -> float:
+    """Milliseconds of the device for each of many calls, which the host gets ahead of or not."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    if ahead:
+        torch.cuda._sleep(int(2e9 * 0.0004 * calls))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / calls
+
+
+def measure(name: str, call: Callable[[], Any], calls: int = 100) -> dict[str, Any]:
+    for _ in range(10):
+        call()
+    host = host_times(call)
+    device = statistics.median(device_time(call, calls, True) for _ in range(5))
+    steady = statistics.median(device_time(call, calls, False) for _ in range(5))
+    return {
+        "name": name, "host_us": round(statistics.median(host), 1), "host_p90_us": round(sorted(host)[int(0.9 * len(host))], 1),
+        "device_ms": round(device, 4), "steady_ms": round(steady, 4), "gap": round(steady / device - 1, 3),
+    }  # fmt: skip
+
+
+def make(n: int, n_q: int | None = None) -> tuple[Any, Any, Any]:
+    generator = torch.Generator(DEVICE).manual_seed(n)
+    shapes = ((n_q or n, 32), (n, 8), (n, 8))
+    q, k, v = (torch.randn(1, rows, heads, 128, device=DEVICE, generator=generator) for rows, heads in shapes)
+    k[:, :4] += 1.5  # something to select
+    q += 0.2
+    return tuple(x.to(torch.bfloat16) for x in (q, k, v))
+
+
+def cases() -> list[tuple[str, Callable[[], Any], int]]:
+    position = trivium.position("string", train_length=8192)
+    made: list[tuple[str, Callable[[], Any], int]] = []
+
+    def add(name: str, n: int, n_q: int | None = None, calls: int = 100, **options: Any) -> None:
+        q, k, v = make(n, n_q)
+        if n_q:
+            options["q_offset"] = n - n_q
+        made.append((name, lambda: trivium.attention(q, k, v, layout="bnhd", **options), calls))
+
+    add("dense 256", 256, strategy="dense")
+    add("dense 8k", 8192, strategy="dense")
+    add("flexprefill 8k", 8192, strategy="flexprefill")
+    add("dense 8k + string", 8192, strategy="dense", position=position, rope_theta=5e5)
+    add("flexprefill 32k", 32768, strategy="flexprefill", calls=30)
+    add("flexprefill 32k + string", 32768, strategy="flexprefill", position=position, rope_theta=5e5, calls=30)
+    add("decode 8k", 8192, 1, strategy="dense")
+    add("decode 64k", 65536, 1, strategy="dense")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json")
+    target = parser.parse_args().json
+    rows = []
+    print(f"{torch.cuda.get_device_name()}: {trivium.doctor().machine.get('cuda:0')}")
+    print(f"{'case':26} {'host us':>8} {'p90':>8} {'device ms':>10} {'steady ms':>10} {'gap':>7}")
+    for name, call, calls in cases():
+        row = measure(name, call, calls)
+        rows.append(row)
+        print(f"{name:26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f} {row['gap']:7.1%}", flush=True)
+    q, k, v = make(8192)
+    sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(  # noqa: E731
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
+    )
+    row = measure("torch sdpa 8k", sdpa)
+    rows.append(row)
+    print(f"{'torch sdpa 8k':26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f}")
+    if target:
+        with open(target, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
