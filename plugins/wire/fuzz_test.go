@@ -20,7 +20,7 @@ func FuzzBlockMask(f *testing.F) {
 	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(m.Columns)), true, numbers)
 	f.Add(int32(16), int32(1), int64(-1), int64(1), int64(2), int64(1), false, binary.LittleEndian.AppendUint64(nil, 1<<63))
 	f.Fuzz(func(t *testing.T, blockSize, heads int32, first, queries, keys, columns int64, causal bool, text []byte) {
-		memory := aligned(len(text) &^ 7)
+		memory := aligned(max(8, len(text)&^7))
 		copy(memory, text)
 		mask, err := DecodeMask(&pb.BlockMask{
 			BlockSize: blockSize, Heads: heads, Columns: columns,

@@ -89,8 +89,9 @@ func checkSchema(s *C.struct_ArrowSchema) error {
 	return checkElement(C.GoString(child.format), child)
 }
 
-// element is the format of what is not nested: a letter, perhaps with a unit.
-var element = regexp.MustCompile(`^([a-zA-Z]|t[dtsDi][a-zA-Z]?:?[A-Za-z0-9/_+-]*)$`)
+// element are the formats of what is not nested, and that cdata reads without
+// looking beyond their end.
+var element = regexp.MustCompile(`^([nbcCsSiIlLefgzZuU]|v[zu]|td[Dm]|t[tD][smun]|ti[MDn]|ts[smun]:.*)$`)
 
 func checkElement(format string, s *C.struct_ArrowSchema) error {
 	if s.n_children != 0 || s.dictionary != nil || !element.MatchString(format) {
