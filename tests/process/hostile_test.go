@@ -271,6 +271,12 @@ var behaviours = []struct {
 // hostileRounds is how often each behaviour is tried: 20 in a campaign.
 func hostileRounds() int { return campaign(2, 20) }
 
+// overrun is how long a call may take beyond its deadline: in a campaign, which
+// has the machine to itself.
+func overrun() time.Duration {
+	return time.Duration(campaign(5000, 500)) * time.Millisecond
+}
+
 // campaign is a small number, or the full one when it is asked for.
 func campaign(small, full int) int {
 	if os.Getenv("TRIVIUM_CAMPAIGN") != "" {
@@ -317,7 +323,7 @@ func TestHostilePlugins(t *testing.T) {
 					t.Fatalf("the next good call: %v", err)
 				}
 			}
-			if worst > 500*time.Millisecond {
+			if worst > overrun() {
 				t.Errorf("%v over its deadline", worst)
 			}
 			t.Logf("%d times, at most %v over the deadline", hostileRounds(), worst)

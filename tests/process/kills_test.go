@@ -219,7 +219,7 @@ func killOnce(t *testing.T, engine *core.Engine, req *core.AttentionRequest, pid
 		t.Fatalf("kill %d (%v): got %v: want %s", i, signal, err, want)
 	}
 	if signal == syscall.SIGSTOP {
-		if over := ended.Sub(began) - limit; over > 500*time.Millisecond {
+		if over := ended.Sub(began) - limit; over > overrun() {
 			t.Errorf("kill %d: %v over the deadline", i, over)
 		}
 		return 0, "wedged"

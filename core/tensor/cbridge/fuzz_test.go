@@ -70,9 +70,7 @@ func FuzzSchema(f *testing.F) {
 		f.Add(seed[0], seed[1], int64(1))
 	}
 	f.Fuzz(func(t *testing.T, format, child string, children int64) {
-		if children > 1 || children < -1 { // more than there are is beyond what a reader can see
-			return
-		}
+		children &= 1 // other counts are beyond what a reader can see, and the exporter's release believes them
 		// Room for formats: the strings that are exported here are written over.
 		const room = 1_234_567_890
 		list := arrow.FixedSizeListOf(room, arrow.FixedSizeListOf(room, arrow.PrimitiveTypes.Float32))
