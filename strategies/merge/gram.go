@@ -32,15 +32,12 @@ func measure(ctx context.Context, t *tile.Tensor) (gram, error) {
 	return gram{n: t.Sources, product: product}, err
 }
 
-// overBase gives the weights of sources and base for a sum of differences: what
-// the differences leave of the base.
-func overBase(t *tile.Tensor, weights []float64) []float64 {
+// overBase merges by weights of the sources' differences from the base, or of
+// the sources themselves where there is none. Differences are small, so that the
+// base, which nothing multiplies, is rounded once with the result.
+func overBase(t *tile.Tensor, weights []float64) *tile.Plan {
 	if !t.HasBase {
-		return weights
+		return &tile.Plan{Weights: weights}
 	}
-	rest := 1.0
-	for _, w := range weights {
-		rest -= w
-	}
-	return append(weights, rest)
+	return &tile.Plan{Sparse: combination{weights: weights, scale: 1}.sum(t)}
 }

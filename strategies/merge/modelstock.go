@@ -33,6 +33,6 @@ func ModelStock(r *tile.Runner) core.MergeStrategy {
 		for i := range weights {
 			weights[i] = cosine / (1 + (n-1)*cosine)
 		}
-		return &tile.Plan{Weights: overBase(t, weights)}, err
+		return overBase(t, weights), err
 	})
 }

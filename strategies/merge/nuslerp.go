@@ -31,7 +31,7 @@ func NuSLERP(r *tile.Runner) core.MergeStrategy {
 			return nil, core.Invalid("merge.nuslerp", "source_weights %v: want a sum other than 0", weights)
 		}
 		g, err := measure(ctx, t)
-		return &tile.Plan{Weights: overBase(t, arc(g.cosine(0, 1), weights[1]/sum))}, err
+		return overBase(t, arc(g.cosine(0, 1), weights[1]/sum)), err
 	})
 }
 

@@ -24,7 +24,7 @@ func TaskArithmetic(r *tile.Runner) core.MergeStrategy {
 		for i, w := range weights {
 			scaled[i] = t.Params.Float("scale") * w
 		}
-		return &tile.Plan{Weights: overBase(t, scaled)}, nil
+		return overBase(t, scaled), nil
 	})
 }
 
