@@ -4,8 +4,8 @@
 
 Makes ``--checkpoints`` checkpoints of ``--parameters`` numbers (bfloat16, three shards each) below ``--dir``
 unless they are there: 1.3 GB each by default. Each round runs every arm once, in turn, so that the ratios are
-of runs seconds apart; the figures are medians over rounds. ``--cold`` empties the page cache first (by
-/proc/sys/vm/drop_caches as root, else by advice on the files). ``cpu`` is processor seconds of the processes that
+of runs seconds apart; the figures are medians over rounds. ``--cold`` takes the files out of the page
+cache first. ``cpu`` is processor seconds of the processes that
 merge, which other work on the machine does not add to.
 
 ``--method slerp`` merges the first two; ``ties`` and ``dare`` take the first as the base. ``--sweep 12`` makes
@@ -83,10 +83,6 @@ def make(root: Path, count: int, parameters: int) -> list[Path]:
 
 def drop(folders: list[Path]) -> None:
     """Take the files out of the page cache."""
-    if os.geteuid() == 0:
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-        return
     for folder in folders:
         for path in folder.glob("*.safetensors"):
             with path.open("rb") as file:

@@ -46,11 +46,13 @@ func BenchmarkWeightedSum(b *testing.B) {
 					weights = append(weights, []float64{0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125})
 				}
 				b.SetBytes(int64(2 * n * (sources + candidates)))
+				before := cpuTime(b)
 				for b.Loop() {
 					if _, err := backend.WeightedSum(context.Background(), out, in, weights, false, 0); err != nil {
 						b.Fatal(err)
 					}
 				}
+				b.ReportMetric((cpuTime(b)-before)/float64(b.N)/1e6, "cpu-ms/op")
 			})
 		}
 	}
