@@ -13,6 +13,7 @@ from rich.table import Table
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
 if TYPE_CHECKING:
+    from trivium.eval.bootstrap import Interval
     from trivium.eval.plan import Plan
     from trivium.eval.summary import Row
 
@@ -62,7 +63,8 @@ def eval_command(
         print_json(rows)
         return
     for name in plan.tasks:
-        out.print(_table(plan, name, [row for row in rows if row.task == name]))
+        out.print(_table(plan, name, [row for row in rows if row.task == name]), highlight=False)
+    out.print(f"figures of {plan.baseline.name}, and differences from them; ▼ worse, ▲ better: the interval leaves zero out")
     out.print(f"the report is {to / 'report.html'}", soft_wrap=True, highlight=False)
 
 
@@ -74,23 +76,29 @@ def _plan(path: Optional[Path], given: dict[str, Any]) -> Any:
 
 
 def _table(plan: Plan, task: str, rows: list[Row]) -> Table:
-    from trivium.eval.page import METRICS
+    """A line for each arm; intervals where the terminal is wide enough for them."""
+    from trivium.eval.metrics import METRICS
 
     metrics = list(rows[0].metrics)
+    wide = out.width >= 80 + 28 * len(metrics)
     table = Table(title=task, title_justify="left", box=None, pad_edge=False)
-    for name in ("length", "arm", *(c for m in metrics for c in (METRICS[m].short, "difference")), "density", "coverage", "first token"):
-        table.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
+    table.add_column("length", justify="right")
+    table.add_column("arm", min_width=18, overflow="fold")
+    for name in ("density", "cover", "ttft", *(METRICS[metric].short for metric in metrics)):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [f"{row.length:,}", row.arm]
-        for metric in metrics:
-            cells += [f"{row.metrics[metric].mean:.3f}", "" if row.arm == plan.baseline.name else _change(row.differences[metric])]
         coverage = "–" if row.coverage is None else f"{row.coverage:.3f}"
-        table.add_row(*cells, f"{row.density:.3f}", coverage, f"{row.ttft_s:.2f} s")
+        base = row.arm == plan.baseline.name
+        found = [f"{row.metrics[m].mean:.3f}" if base else _change(m, row.differences[m], wide) for m in metrics]
+        table.add_row(f"{row.length:,}", row.arm, f"{row.density:.3f}", coverage, f"{row.ttft_s:.2f} s", *found)
     return table
 
 
-def _change(found: Any) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _change(metric: str, found: Interval, wide: bool) -> str:
+    from trivium.eval.metrics import verdict
+
+    sign = {"worse": "▼ ", "better": "▲ "}.get(verdict(metric, found), "")
+    return f"{sign}{found.mean:+.3f}" + (f" [{found.low:+.3f}, {found.high:+.3f}]" if wide else "")
 
 
 class _Bar:

@@ -48,7 +48,7 @@ def differences(plan: Plan, rows: Sequence[Row], metric: str) -> str:
         for n, name in enumerate(others):
             parts += _whisker(scale, TOP + LINE * (n + 0.5), found[name, length], series[name], f"{name}, {length:,} tokens")
     side = "left" if METRICS[metric].lower_is_better else "right"
-    title = f"{METRICS[metric].short} less that of {plan.baseline.name}"
+    title = f"{METRICS[metric].short}: difference from {plan.baseline.name}"
     middle = LABELS + PANEL * len(plan.lengths) / 2
     parts.append(svg.text(middle, bottom + 30, title, anchor="middle", colour=svg.FAINT))
     parts.append(svg.text(middle, bottom + 46, f"better to the {side}; hollow: zero is not left out", anchor="middle", size=11, colour=svg.FAINT))
@@ -64,7 +64,7 @@ def depths(plan: Plan, records: Records, task: str, metric: str) -> str:
     parts: list[str] = []
     for n, arm in enumerate(plan.arms):
         x, y = (n % columns) * wide, (n // columns) * high
-        parts.append(svg.text(x, y + 14, _short(f"{n + 1} {arm.name}", wide // 6), weight="600", size=11))
+        parts.append(svg.text(x, y + 14, _short(f"{n + 1} {arm.name}", wide // 7), weight="600", size=11))
         for b in range(bins):
             parts.append(svg.text(x + left - 6, y + 30 + cell_h * (b + 0.5), f"{(b + 0.5) / bins:.0%}", anchor="end", size=10, colour=svg.FAINT))
             for c, length in enumerate(plan.lengths):
@@ -106,7 +106,7 @@ def positions(plan: Plan, rows: Sequence[Row], metric: str) -> str:
         parts.append(svg.text(x + left, y + 10, _short(name, 32), weight="600", size=11))
         for tick in scale.ticks(3):
             parts.append(svg.line(x + left, scale(tick), x + wide - 10, scale(tick)))
-            parts.append(svg.text(x + left - 5, scale(tick), f"{tick:+g}", anchor="end", size=10, colour=svg.FAINT))
+            parts.append(svg.text(x + left - 5, scale(tick), f"{tick:+g}" if tick else "0", anchor="end", size=10, colour=svg.FAINT))
         parts.append(svg.line(x + left, scale(0), x + wide - 10, scale(0), colour=svg.INK))
         for number, row in enumerate(r for r in others if r.arm == name):
             parts += _curve(row.curve_differences[metric], scale, x + left, x + wide - 10, number, f"{name}, {row.length:,} tokens")
@@ -133,14 +133,14 @@ def cost(plan: Plan, rows: Sequence[Row], metric: str) -> str:
     values = [row.metrics[metric].mean for row in rows]
     for column, length in enumerate(plan.lengths):
         x = column * wide
-        across = svg.Scale([0.0, 1.0], x + left, x + wide - 14, margin=0.03)
+        across = svg.Scale([0.0, 1.0], x + left, x + wide - 40, margin=0.03)
         up = svg.Scale(values, high - 46, top)
         parts.append(svg.text(x + (left + wide) / 2, 12, f"{length:,} tokens", anchor="middle", weight="600"))
         for tick in (0, 0.25, 0.5, 0.75, 1):
             parts.append(svg.line(across(tick), top, across(tick), high - 46))
             parts.append(svg.text(across(tick), high - 34, f"{tick:g}", anchor="middle", size=10, colour=svg.FAINT))
         for tick in up.ticks(4):
-            parts.append(svg.line(x + left, up(tick), x + wide - 14, up(tick)))
+            parts.append(svg.line(x + left, up(tick), x + wide - 40, up(tick)))
             parts.append(svg.text(x + left - 6, up(tick), f"{tick:g}", anchor="end", size=10, colour=svg.FAINT))
         places: dict[tuple[int, int], list[tuple[float, float, str]]] = {}
         for row in (r for r in rows if r.length == length):
@@ -150,7 +150,7 @@ def cost(plan: Plan, rows: Sequence[Row], metric: str) -> str:
             places.setdefault((round(at_x / 14), round(at_y / 12)), []).append((at_x, at_y, str(numbers[row.arm])))
         for close in places.values():  # arms at one place share a label
             parts.append(svg.text(close[0][0] + 8, close[0][1] - 8, ",".join(number for _, _, number in close), size=10))
-        parts.append(svg.text(x + (left + wide) / 2, high - 16, "density", anchor="middle", colour=svg.FAINT))
+        parts.append(svg.text(x + (left + wide) / 2, high - 16, f"{METRICS[metric].short} against density", anchor="middle", colour=svg.FAINT))
     return svg.picture(wide * len(plan.lengths), high, parts, f"{METRICS[metric].short} against density")
 
 

@@ -22,7 +22,7 @@ METRICS = {
     "exact": Metric("exact", "share of prompts of which every token of the answer is the most likely one"),
     "score": Metric("score", "share of the answers that the generated text holds"),
     "nll": Metric("NLL", "negative log-likelihood of the scored tokens, natural log, mean", lower_is_better=True),
-    "agreement": Metric("agreement", "share of positions with the baseline's most likely next token"),
+    "agreement": Metric("agree", "share of positions with the baseline's most likely next token"),
     "kl": Metric("KL", "divergence of the next token's distribution from the baseline's, natural log", lower_is_better=True),
 }
 

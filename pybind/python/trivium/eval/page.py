@@ -80,7 +80,7 @@ def _glance(plan: Plan, rows: Sequence[Row]) -> str:
         for task, row in zip(plan.tasks, own):
             metric = leading[task]
             base = arm.name == plan.baseline.name
-            cells.append(_td(f"{row.metrics[metric].mean:.3f}") if base else _change(metric, row.differences[metric], break_="<br>"))
+            cells.append(_td(f"{row.metrics[metric].mean:.3f}") if base else _change(metric, row.differences[metric]))
         lines.append(_tr(cells, "base" if arm.name == plan.baseline.name else ""))
     note = (
         f'<p class="note">At {length:,} tokens; density, coverage and time are means over the tasks. The first line has the figures of the baseline, '
@@ -112,17 +112,18 @@ def _task(plan: Plan, records: Records, task: str, rows: Sequence[Row]) -> str:
 
 
 def _figures(plan: Plan, rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    head = ["length", "arm", *(column for m in metrics for column in (METRICS[m].short, "difference")), "density", "coverage", "first token", "attention"]
+    head = ["length", "arm", "density", "coverage", "first token", "attention",
+            *(column for m in metrics for column in (METRICS[m].short, "difference"))]  # fmt: skip
     lines = []
     for row in rows:
         base = row.arm == plan.baseline.name
-        cells = [_td(f"{row.length:,}"), _td(escape(row.arm), "name")]
+        coverage = "–" if row.coverage is None else f"{row.coverage:.3f}"
+        cells = [_td(f"{row.length:,}"), _td(escape(row.arm), "name"), _td(f"{row.density:.3f}"), _td(coverage),
+                 _td(f"{row.ttft_s:.2f} s"), _td(f"{row.attention_s:.2f} s")]  # fmt: skip
         for metric in metrics:
             mean = row.metrics[metric]
-            cells.append(_td(f"{mean.mean:.3f} <small>[{mean.low:.3f}, {mean.high:.3f}]</small>"))
+            cells.append(_td(f"{mean.mean:.3f}<br><small>[{mean.low:.3f}, {mean.high:.3f}]</small>"))
             cells.append(_td("") if base else _change(metric, row.differences[metric]))
-        coverage = "–" if row.coverage is None else f"{row.coverage:.3f}"
-        cells += [_td(f"{row.density:.3f}"), _td(coverage), _td(f"{row.ttft_s:.2f} s"), _td(f"{row.attention_s:.2f} s")]
         lines.append(_tr(cells, "base" if base else ""))
     return _table(head, lines)
 
@@ -143,10 +144,10 @@ def _run(plan: Plan, subject: Subject, records: Records) -> str:
     return f'{_table(["what", "value"], lines)}<p class="note">{times}</p><details><summary>Notes of the strategies</summary>{said}</details>'
 
 
-def _change(metric: str, found: Interval, break_: str = " ") -> str:
+def _change(metric: str, found: Interval) -> str:
     kind = verdict(metric, found)
     sign = {"worse": "▼ ", "better": "▲ "}.get(kind, "")
-    return _td(f"{sign}{found.mean:+.3f}{break_}<small>[{found.low:+.3f}, {found.high:+.3f}]</small>", kind)
+    return _td(f"{sign}{found.mean:+.3f}<br><small>[{found.low:+.3f}, {found.high:+.3f}]</small>", kind)
 
 
 def _table(head: Sequence[str], lines: Iterable[str]) -> str:
