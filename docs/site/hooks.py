@@ -59,7 +59,8 @@ def strategy_page(info: Info) -> str:
     """What one strategy says of itself."""
     lines = [f"# {info.name}", "", f"{info.summary[:1].upper()}{info.summary[1:]}.", ""]
     lines += [f"Paper: {paper(info)}", ""] if info.paper else []
-    lines += ["```text", info.signature, "```", ""]
+    call = info.signature if len(info.signature) <= 90 else info.signature.replace("(", "(\n    ", 1).replace(", ", ",\n    ")
+    lines += ["```text", call, "```", ""]
     if info.parameters:
         lines += ["| parameter | type | default | range | what it does |", "| --- | --- | --- | --- | --- |"]
         lines += [parameter_row(p) for p in info.parameters]
