@@ -121,7 +121,7 @@ def test_the_grid_keeps_w_within_s() -> None:
         search.grid(16)
 
 
-def test_a_search_is_saved_and_used(target: effective.Target, folder: Path, tmp_path: Path) -> None:
+def test_a_search_is_saved_and_used(target: effective.Target, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     choice = effective.choose(target, [1000], samples=6, text_samples=1, points=[(341, 128), (512, 32)], out=tmp_path / "search")
     assert {(t.shift, t.local) for t in choice.tried} == {(341, 128), (512, 32)}
     assert choice.tried[0].exact.mean == max(t.exact.mean for t in choice.tried)
@@ -129,6 +129,8 @@ def test_a_search_is_saved_and_used(target: effective.Target, folder: Path, tmp_
     saved_positions.save(folder, choice.saved())
     assert saved_positions.load(folder) == choice.saved()
     model = effective.open_target(str(folder)).loaded.model
+    with caplog.at_level("INFO", "trivium.hf.patching"), trivium.hf.patch(model, attention="dense", position="string"):
+        assert f"S {choice.shift}, W {choice.local}, found for this model" in caplog.text, "a changed default is told"
     for position, want in (
         ("string", {"shift": choice.shift, "local": choice.local, "train_length": 1024}),
         (trivium.position("string", shift=200), {"shift": 200, "train_length": 1024}),

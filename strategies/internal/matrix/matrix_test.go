@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/trivium-ml/trivium/strategies/attention/kernel"
 	"github.com/trivium-ml/trivium/strategies/internal/backends"
 	"github.com/trivium-ml/trivium/strategies/internal/request"
+	"github.com/trivium-ml/trivium/strategies/position"
 )
 
 // The matrix: every attention strategy with every position strategy, both
@@ -54,8 +56,8 @@ func choose(params core.Params, info core.Info) core.Params {
 
 func TestMatrix(t *testing.T) {
 	short, long := newText(11, 400), newText(12, 1100)
-	for position, plan := range plans(t) {
-		t.Run(position, func(t *testing.T) {
+	for name, plan := range plans(t) {
+		t.Run(name, func(t *testing.T) {
 			want, wantLong := newScores(short, plan), sync.OnceValue(func() *scores { return newScores(long, plan) })
 			backends.Each(t, func(t *testing.T, backend hardware.Backend) {
 				for _, a := range all.Attention(kernel.New(backend)) {
@@ -73,6 +75,80 @@ func TestMatrix(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Selectors choose by the scores of the plan. A plan that turns all queries by a
+// constant must choose what is chosen of queries that were turned before; that
+// of means of blocks too, since these turn as a whole. A strategy that does not
+// says so in its notes.
+func TestSelectorsFollowThePlan(t *testing.T) {
+	const turn, tokens = -300, 1100
+	x := newText(13, tokens)
+	plain := planFor(t, position.RoPE(), nil)
+	shifted := *plain
+	shifted.Bands = []core.Band{{Chunk: 1, Low: math.MinInt64, High: math.MaxInt64, Query: core.Shift(turn), Key: core.Identity()}}
+	turned := x.request(plain, 0, tokens)
+	request.Fill(turned.Query, func(at [4]int) float64 {
+		return rotated(x.query[at[1]][at[2]], plain.InvFreq, float64(at[2]+turn))[at[3]]
+	})
+	for _, s := range all.Attention(kernel.New(backends.Best(t))) {
+		if s.Info().Name == "custom" {
+			continue // its mask is the caller's
+		}
+		t.Run(s.Info().Name, func(t *testing.T) {
+			chosen := func(r *core.AttentionRequest, plan *core.PositionPlan) *core.BlockMask {
+				r.Params, r.Position = choose(sparser, s.Info()), plan
+				selection, err := s.(core.AttentionStrategy).Select(context.Background(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return selection.Mask
+			}
+			want, got, unturned := chosen(turned, nil), chosen(x.request(plain, 0, tokens), &shifted), chosen(x.request(plain, 0, tokens), nil)
+			if (want == nil) != (got == nil) {
+				t.Fatalf("dense %t, want %t", got == nil, want == nil)
+			}
+			if want == nil || s.Info().Name == "streaming" { // they look at no score
+				return
+			}
+			// Rounding may move what lies at a threshold.
+			off, apart := differing(want, got), differing(want, unturned)
+			if blind := slices.ContainsFunc(s.Info().Notes, func(note string) bool { return strings.Contains(note, "without the bands of a position plan") }); blind {
+				if off <= 0.01 {
+					t.Errorf("it follows the plan, and its notes say that it does not")
+				}
+				return
+			}
+			if off > 0.01 {
+				t.Errorf("%.3f of the blocks are others than those of queries that were turned before", off)
+			}
+			if apart < 3*max(off, 0.01) {
+				t.Errorf("the turn changes %.3f of the blocks: the case shows nothing", apart)
+			}
+		})
+	}
+}
+
+// differing is the share of blocks that are in one of two masks only.
+func differing(a, b *core.BlockMask) float64 {
+	off, all := 0, 0
+	for h := range heads {
+		for i := range a.Sequences[0].QueryBlocks {
+			x, y := a.Row(0, h, i), b.Row(0, h, i)
+			all += len(x)
+			for _, column := range x {
+				if !slices.Contains(y, column) {
+					off++
+				}
+			}
+			for _, column := range y {
+				if !slices.Contains(x, column) {
+					off++
+				}
+			}
+		}
+	}
+	return float64(off) / float64(all)
 }
 
 // plans has one for each position strategy, and one more for each further choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from trivium.hf.registry import PATCHED, register
 from trivium.hf.rotary import find_rotary, train_length
 from trivium.hf.settings import ATTRIBUTE, Choice, Settings, by_layer, split
 from trivium.positions import Position, PositionPlan
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -118,6 +122,7 @@ def _position(choice: Any, config: Any, folder: str) -> Position | PositionPlan 
         found = saved_positions.load(folder) if folder else None
         if found is not None and found.train_length == train_length(config):
             params.update(found.params)
+            logger.info("position 'string': S %d, W %d, found for this model: %s", found.shift, found.local, folder)
     known = {parameter.name for parameter in trivium.info(f"position.{strategy}").parameters}
     if "train_length" in known and "train_length" not in params:
         params["train_length"] = train_length(config)
