@@ -18,6 +18,8 @@ const digits = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 func FuzzManifest(f *testing.F) {
 	for _, seed := range []string{
 		`{"name":"x","file":"bin/x","sha256":"` + digits + `","protocol":1,"strategies":[]}`,
+		`{"name":"x","file":"../../bin/sh","sha256":"` + digits + `","protocol":1}`, `{"name":"../x","file":"x","sha256":"` + digits + `","protocol":1}`,
+		`{"name":"x","file":"x","sha256":"` + digits + `","protocol":1,"rights":{"read":["/a/../etc"]}}`,
 		`{"name":"x","protocol":1,"platforms":{"linux-amd64":{"file":"x","sha256":"` + digits + `"}},"rights":{"net":true,"read":["/a"],"memory_mib":5}}`,
 		`{"name":"x","file":"x","sha256":"` + digits + `","protocol":1,"interpreter":"python","transport":"plain","strategies":[` +
 			`{"name":"s","kind":"attention","parameters":[{"name":"p","type":"float","default":1,"min":0,"max":2,"doc":"d"}],"capabilities":{}}]}`,
@@ -64,6 +66,8 @@ func FuzzManifest(f *testing.F) {
 func FuzzLock(f *testing.F) {
 	for _, seed := range []string{
 		`{"version":1}`, `{"version":1,"plugins":{}}`,
+		`{"version":1,"plugins":{"x":{"manifest":"../../../../tmp","platforms":{"a":"` + digits + `"}}}}`,
+		`{"version":1,"plugins":{"x":{"manifest":"` + digits + `","platforms":{"a":"` + digits + `"},"rights":{"write":["/a/../etc"]}}}}`,
 		`{"version":1,"plugins":{"x":{"version":"1","manifest":"` + digits + `","platforms":{"linux-amd64":"` + digits + `"},"strategies":["attention.x"],"rights":{"gpu":true,"write":["/tmp/x"]},"source":"s"}}}`,
 	} {
 		f.Add([]byte(seed))

@@ -143,8 +143,8 @@ func TestKills(t *testing.T) {
 	t.Logf("%d kills: %d calls were right, %d failed as crashed (detected p50 %v, p99 %v), %d at their deadline",
 		count, right, failed, detected[len(detected)/2], p99, wedged)
 	if p99 > 100*time.Millisecond {
-		if testing.Short() || count < 100 {
-			t.Logf("slow: this is a busy machine, or a short run")
+		if count < 1000 {
+			t.Logf("slow: a short run does not hold the goal")
 		} else {
 			t.Errorf("detection p99 %v: want at most 100 ms", p99)
 		}
