@@ -142,6 +142,13 @@ func FuzzHeader(f *testing.F) {
 		f.Add([]byte(header), 4)
 		f.Add([]byte(header), 0)
 	}
+	for _, header := range []string{ // a hole, an overlap, a wrong size
+		`{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}`,
+		`{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}`,
+		`{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}`,
+	} {
+		f.Add([]byte(header), 4)
+	}
 	f.Fuzz(func(t *testing.T, text []byte, data int) {
 		if data < 0 || data > 1<<16 {
 			return

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 
@@ -18,6 +19,10 @@ func FuzzBlockMask(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(m.Columns)), true, numbers)
+	outside := bytes.Clone(numbers)
+	binary.LittleEndian.PutUint32(outside[len(outside)-4:], 1<<30)
+	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(m.Columns)), true, outside)
+	f.Add(int32(16), int32(1), int64(0), int64(1), int64(64), int64(30), false, make([]byte, 32)) // no room for the columns
 	f.Add(int32(16), int32(1), int64(-1), int64(1), int64(2), int64(1), false, binary.LittleEndian.AppendUint64(nil, 1<<63))
 	f.Fuzz(func(t *testing.T, blockSize, heads int32, first, queries, keys, columns int64, causal bool, text []byte) {
 		memory := aligned(max(8, len(text)&^7))
@@ -26,7 +31,13 @@ func FuzzBlockMask(f *testing.F) {
 			BlockSize: blockSize, Heads: heads, Columns: columns,
 			Sequences: []*pb.BlockExtent{{FirstQueryBlock: first, QueryBlocks: queries, KeyBlocks: keys}},
 		}, memory)
-		if err != nil || mask.Validate(causal) != nil {
+		if err != nil {
+			return
+		}
+		if size := MaskSize(int64(len(mask.RowPtr))-1, int64(len(mask.Columns))); size > int64(len(memory)) {
+			t.Fatalf("a mask of %d bytes in %d", size, len(memory))
+		}
+		if mask.Validate(causal) != nil {
 			return
 		}
 		seen := make([]bool, min(max(keys, 0), 1<<20))
