@@ -88,9 +88,9 @@ type AttentionRequest struct {
 	ProbeRows  int  // measure coverage on this many random rows of each head; 0: only what is free
 	ForceDense bool // attend to everything, to compare
 
-	// On a device the work is started, not awaited: it waits for Ready and ends
-	// with Done. nil: inputs are ready now, and the call returns when the work is done.
-	Ready, Done tensor.Event
+	// On a device the work is started, not awaited: it waits for Ready and reaches
+	// Done. nil: inputs are ready now, and the call returns when the work is done.
+	Ready, Done *tensor.Fence
 	// OmitReport leaves out of the report what would cost a wait for the device.
 	OmitReport bool
 }

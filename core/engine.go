@@ -86,8 +86,10 @@ func (e *Engine) Start(ctx context.Context, strategy string, req *AttentionReque
 func (e *Engine) selectThenAttend(ctx context.Context, s AttentionStrategy, req *AttentionRequest) (*AttentionResponse, error) {
 	selection := &Selection{Reason: "force_dense"}
 	if !req.ForceDense {
+		selecting := *req
+		selecting.Done = nil // attending reaches it
 		var err error
-		if selection, err = s.Select(ctx, req); err != nil {
+		if selection, err = s.Select(ctx, &selecting); err != nil {
 			return nil, err
 		}
 	}

@@ -38,8 +38,8 @@ type attendRequest struct {
 	ProbeRows int         `json:"probe_rows"`
 	Report    bool        `json:"report"`
 
-	Ready []byte `json:"ready"` // events of a device
-	Done  []byte `json:"done"`
+	Ready *fence `json:"ready"` // on a device
+	Done  *fence `json:"done"`
 }
 
 // attendResult is what they get back.
@@ -146,7 +146,7 @@ func parseAttend(request string) (*engine, string, *attendCall, error) {
 		Scale: in.Scale, Causal: in.Causal, Window: in.Window, Softcap: in.Softcap, Sinks: in.Sinks,
 		Params: in.Params, Layer: in.Layer, Threads: in.Threads, Seed: in.Seed,
 		WantMask: in.WantMask, ProbeRows: in.ProbeRows,
-		Ready: in.Ready, Done: in.Done, OmitReport: !in.Report,
+		Ready: in.Ready.fence(), Done: in.Done.fence(), OmitReport: !in.Report,
 	}}
 	if err := tensors(namedArray{"query", in.Query, &req.Query}, namedArray{"key", in.Key, &req.Key},
 		namedArray{"value", in.Value, &req.Value}, namedArray{"output", in.Output, &req.Output},

@@ -19,6 +19,20 @@ type deviceBlock struct {
 	Handle []byte `json:"handle"`
 }
 
+// fence is a number in device memory that Python exported.
+type fence struct {
+	Device  string `json:"device"`
+	Address int64  `json:"address"`
+	Value   uint32 `json:"value"`
+}
+
+func (f *fence) fence() *tensor.Fence {
+	if f == nil {
+		return nil
+	}
+	return &tensor.Fence{Device: tensor.Device(f.Device), Address: uintptr(f.Address), Value: f.Value}
+}
+
 // ShareDevice tells of a block of device memory that plugins may open, as JSON.
 // It gives its base.
 func ShareDevice(block string) (base int64, err error) {

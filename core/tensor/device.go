@@ -42,6 +42,10 @@ type Block struct {
 	Size   int64  // bytes
 }
 
-// Event is an event of a device that another process can wait for and record: a
-// CUipcEventHandle.
-type Event []byte
+// Fence is a number in device memory that grows: processes order their work on
+// a device by it. It is reached when the number is Value or more.
+type Fence struct {
+	Device  Device
+	Address uintptr // of a uint32
+	Value   uint32
+}

@@ -13,9 +13,6 @@ import (
 	"unsafe"
 )
 
-// mostEvents is how many events of other processes stay open.
-const mostEvents = 4096
-
 // Lanes opens the machine's GPUs when they are first used and keeps them. It is
 // safe for concurrent use.
 type Lanes struct {
@@ -44,8 +41,7 @@ func (l *Lanes) Lane(ordinal int) (*Lane, error) {
 		return nil, errors.Join(err, device.Close())
 	}
 	lane := &Lane{Device: device, queue: queue,
-		memory: newHandles(0, device.openMemory, device.closeMemory),
-		events: newHandles(mostEvents, device.openEvent, device.closeEvent)}
+		memory: newHandles(device.openMemory, device.closeMemory)}
 	l.open[ordinal] = lane
 	return lane, nil
 }
@@ -127,7 +123,6 @@ type Lane struct {
 	mu     sync.Mutex
 	queue  *Queue
 	memory *handles[Address]
-	events *handles[event]
 	work   Work
 }
 
@@ -194,9 +189,9 @@ func (w *Work) restart() error {
 }
 
 // Do lets start put work on the lane, one call at a time. The work waits for the
-// event ready, and done is recorded behind it; both are handles, nil: begin at
-// once, return when the work is done. After an error no work is under way.
-func (l *Lane) Do(ready, done []byte, start func(*Work) error) error {
+// fence ready, and done is reached behind it; nil: begin at once, return when the
+// work is done. After an error no work is under way.
+func (l *Lane) Do(ready, done *Fence, start func(*Work) error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.do(ready, done, start)
@@ -206,17 +201,13 @@ func (l *Lane) Do(ready, done []byte, start func(*Work) error) error {
 	return err
 }
 
-func (l *Lane) do(ready, done []byte, start func(*Work) error) error {
+func (l *Lane) do(ready, done *Fence, start func(*Work) error) error {
 	l.work.Queue = l.queue
 	if err := l.work.restart(); err != nil {
 		return err
 	}
 	if ready != nil {
-		e, err := l.events.get(ready)
-		if err != nil {
-			return err
-		}
-		if err := l.queue.await(e); err != nil {
+		if err := l.queue.await(*ready); err != nil {
 			return err
 		}
 	}
@@ -226,9 +217,5 @@ func (l *Lane) do(ready, done []byte, start func(*Work) error) error {
 	if done == nil {
 		return nil
 	}
-	e, err := l.events.get(done)
-	if err != nil {
-		return err
-	}
-	return l.queue.record(e)
+	return l.queue.reach(*done)
 }

@@ -13,14 +13,14 @@ type fake struct {
 	opened, closed map[string]int
 }
 
-func fakeHandles(most int) (*fake, *handles[string]) {
+func fakeHandles() (*fake, *handles[string]) {
 	f := &fake{opened: map[string]int{}, closed: map[string]int{}}
 	count := func(m map[string]int, key string) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		m[key]++
 	}
-	return f, newHandles(most, func(h string) (string, error) {
+	return f, newHandles(func(h string) (string, error) {
 		if h[0] == 0xff {
 			return "", errors.New("refused")
 		}
@@ -32,7 +32,7 @@ func fakeHandles(most int) (*fake, *handles[string]) {
 func handle(n byte) []byte { return bytes.Repeat([]byte{n}, HandleSize) }
 
 func TestHandlesAreOpenedOnce(t *testing.T) {
-	f, h := fakeHandles(0)
+	f, h := fakeHandles()
 	var group sync.WaitGroup
 	for i := range 64 {
 		group.Go(func() {
@@ -62,23 +62,11 @@ func TestHandlesAreOpenedOnce(t *testing.T) {
 }
 
 func TestHandlesThatFail(t *testing.T) {
-	_, h := fakeHandles(0)
+	_, h := fakeHandles()
 	if _, err := h.get(handle(0xff)); err == nil || h.len() != 0 {
 		t.Errorf("error %v, %d held", err, h.len())
 	}
 	if _, err := h.get([]byte("short")); err == nil {
 		t.Error("a short handle was opened")
-	}
-}
-
-func TestHandlesAreBounded(t *testing.T) {
-	f, h := fakeHandles(8)
-	for i := range byte(100) {
-		if _, err := h.get(handle(i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if h.len() > 8 || len(f.closed) != 100-h.len() {
-		t.Errorf("%d held, %d closed", h.len(), len(f.closed))
 	}
 }

@@ -23,10 +23,8 @@ struct trivium_driver {
     int (*device_uuid)(char *, int);
     int (*memory_open)(uint64_t *, ipc_handle, unsigned);
     int (*memory_close)(uint64_t);
-    int (*event_open)(void **, ipc_handle);
-    int (*event_record)(void *, void *);
-    int (*event_await)(void *, void *, unsigned);
-    int (*event_free)(void *);
+    int (*value_write)(void *, uint64_t, uint32_t, unsigned);
+    int (*value_await)(void *, uint64_t, uint32_t, unsigned);
     int (*upload_async)(uint64_t, const void *, size_t, void *);
     int (*download_async)(void *, uint64_t, size_t, void *);
     int (*init)(unsigned);
@@ -93,8 +91,7 @@ trivium_nvrtc *trivium_nvrtc_open(const char *path, char *error, size_t size) {
 trivium_driver *trivium_driver_open(const char *path, char *error, size_t size) {
     static const symbol symbols[] = {
         CUDA(device_uuid, "cuDeviceGetUuid"), CUDA(memory_open, "cuIpcOpenMemHandle_v2"), CUDA(memory_close, "cuIpcCloseMemHandle"),
-        CUDA(event_open, "cuIpcOpenEventHandle"), CUDA(event_record, "cuEventRecord"), CUDA(event_await, "cuStreamWaitEvent"),
-        CUDA(event_free, "cuEventDestroy_v2"), CUDA(upload_async, "cuMemcpyHtoDAsync_v2"), CUDA(download_async, "cuMemcpyDtoHAsync_v2"),
+        CUDA(value_write, "cuStreamWriteValue32_v2"), CUDA(value_await, "cuStreamWaitValue32_v2"), CUDA(upload_async, "cuMemcpyHtoDAsync_v2"), CUDA(download_async, "cuMemcpyDtoHAsync_v2"),
         CUDA(init, "cuInit"), CUDA(error_string, "cuGetErrorString"), CUDA(version, "cuDriverGetVersion"),
         CUDA(device_count, "cuDeviceGetCount"), CUDA(device_get, "cuDeviceGet"), CUDA(device_name, "cuDeviceGetName"),
         CUDA(device_attribute, "cuDeviceGetAttribute"), CUDA(retain, "cuDevicePrimaryCtxRetain"),
@@ -245,26 +242,16 @@ int trivium_cuda_memory_close(const trivium_driver *d, void *context, uint64_t a
     return d->memory_close(address);
 }
 
-int trivium_cuda_event_open(const trivium_driver *d, void *context, const void *handle, void **event) {
-    ipc_handle h;
-    memcpy(&h, handle, sizeof h);
+int trivium_cuda_value_write(const trivium_driver *d, void *context, uint64_t at, uint32_t value, void *stream) {
+    enum { BEHIND_ALL_WRITES = 0 };
     CURRENT(d, context);
-    return d->event_open(event, h);
+    return d->value_write(stream, at, value, BEHIND_ALL_WRITES);
 }
 
-int trivium_cuda_event_record(const trivium_driver *d, void *context, void *event, void *stream) {
+int trivium_cuda_value_await(const trivium_driver *d, void *context, uint64_t at, uint32_t value, void *stream) {
+    enum { AT_LEAST = 0 };
     CURRENT(d, context);
-    return d->event_record(event, stream);
-}
-
-int trivium_cuda_event_await(const trivium_driver *d, void *context, void *event, void *stream) {
-    CURRENT(d, context);
-    return d->event_await(stream, event, 0);
-}
-
-int trivium_cuda_event_free(const trivium_driver *d, void *context, void *event) {
-    CURRENT(d, context);
-    return d->event_free(event);
+    return d->value_await(stream, at, value, AT_LEAST);
 }
 
 int trivium_cuda_upload_async(const trivium_driver *d, void *context, uint64_t to, const void *from, size_t size, void *stream) {

@@ -36,14 +36,13 @@ int trivium_cuda_stream(const trivium_driver *d, void *context, void **stream);
 int trivium_cuda_stream_free(const trivium_driver *d, void *context, void *stream);
 int trivium_cuda_synchronize(const trivium_driver *d, void *context, void *stream);
 
-// Memory and events of another process; handle: 64 bytes, uuid: 16.
+// Memory of another process; handle: 64 bytes, uuid: 16.
 int trivium_cuda_uuid(const trivium_driver *d, int ordinal, char *uuid);
 int trivium_cuda_memory_open(const trivium_driver *d, void *context, const void *handle, uint64_t *address);
 int trivium_cuda_memory_close(const trivium_driver *d, void *context, uint64_t address);
-int trivium_cuda_event_open(const trivium_driver *d, void *context, const void *handle, void **event);
-int trivium_cuda_event_record(const trivium_driver *d, void *context, void *event, void *stream);
-int trivium_cuda_event_await(const trivium_driver *d, void *context, void *event, void *stream);
-int trivium_cuda_event_free(const trivium_driver *d, void *context, void *event);
+// A uint32 in device memory: write it behind the work of the stream, or let the stream wait until it is at least value.
+int trivium_cuda_value_write(const trivium_driver *d, void *context, uint64_t at, uint32_t value, void *stream);
+int trivium_cuda_value_await(const trivium_driver *d, void *context, uint64_t at, uint32_t value, void *stream);
 // In the order of the stream; pageable host memory may be reused when upload returns.
 int trivium_cuda_upload_async(const trivium_driver *d, void *context, uint64_t to, const void *from, size_t size, void *stream);
 int trivium_cuda_download_async(const trivium_driver *d, void *context, void *to, uint64_t from, size_t size, void *stream);

@@ -146,6 +146,9 @@ func (c *call) request(ctx context.Context, req *core.AttentionRequest) (*pb.Att
 	if m.Value, err = c.input(ctx, "value", req.Value); err != nil {
 		return nil, err
 	}
+	if err := c.fences(req, m); err != nil {
+		return nil, err
+	}
 	m.Mask, err = c.maskInput(ctx, req)
 	return m, err
 }

@@ -118,6 +118,27 @@ func (c *call) onDevice(name string, t *tensor.Tensor) (*pb.TensorRef, error) {
 	return nil, core.Errorf(core.ErrDeviceUnavailable, "%s is on %s, in memory that was not exported to plugins", name, t.Device())
 }
 
+// fences refers to the fences of a request.
+func (c *call) fences(req *core.AttentionRequest, m *pb.AttentionRequest) (err error) {
+	if m.Ready, err = c.fence("ready", req.Ready); err != nil {
+		return err
+	}
+	m.Done, err = c.fence("done", req.Done)
+	return err
+}
+
+func (c *call) fence(name string, f *tensor.Fence) (*pb.Fence, error) {
+	if f == nil {
+		return nil, nil
+	}
+	if memory := c.service.host.options.DeviceMemory; memory != nil {
+		if block, offset, ok := memory.find(f.Device, f.Address, 4); ok {
+			return wire.EncodeFence(f, block, offset), nil
+		}
+	}
+	return nil, core.Errorf(core.ErrDeviceUnavailable, "the fence %s is on %s, in memory that was not exported to plugins", name, f.Device)
+}
+
 // devices asks a running plugin for its accelerators.
 func (s *service) devices(ctx context.Context, session *Session) []core.Device {
 	reply, err := pb.NewCatalogServiceClient(session.Conn).Devices(ctx, &pb.DevicesRequest{}, callOptions...)

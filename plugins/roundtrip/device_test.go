@@ -74,7 +74,7 @@ func (accelerated) Attend(_ context.Context, req *core.AttentionRequest) (*core.
 	defer pretended.mu.Unlock()
 	return &core.AttentionResponse{Report: core.Report{Notes: []string{
 		fmt.Sprintf("%s %#x %#x %#x", req.Query.Device(), uintptr(req.Query.Pointer()), uintptr(req.Key.Pointer()), uintptr(req.Output.Pointer())),
-		fmt.Sprintf("%x %x %v", req.Ready[:2], req.Done[:2], req.OmitReport),
+		fmt.Sprintf("%+v %+v %v", *req.Ready, *req.Done, req.OmitReport),
 		fmt.Sprintf("%d opened, %d open", pretended.opened, len(pretended.open)),
 	}}}, nil
 }
@@ -95,7 +95,8 @@ func on(t *testing.T, address uintptr, shape ...int64) *tensor.Tensor {
 func deviceRequest(t *testing.T) *core.AttentionRequest {
 	return &core.AttentionRequest{
 		Query: on(t, 1<<32+512, 1, 4, 10, 8), Key: on(t, 1<<33, 1, 2, 10, 8), Value: on(t, 1<<33+4096, 1, 2, 10, 8), Output: on(t, 1<<32+8192, 1, 4, 10, 8),
-		Causal: true, Layer: -1, Ready: bytes.Repeat([]byte{7}, 64), Done: bytes.Repeat([]byte{9}, 64), OmitReport: true,
+		Causal: true, Layer: -1, OmitReport: true,
+		Ready: &tensor.Fence{Device: "cuda:0", Address: 1<<33 + 0x80000, Value: 7}, Done: &tensor.Fence{Device: "cuda:0", Address: 1<<33 + 0x80040, Value: 9},
 	}
 }
 
@@ -109,7 +110,7 @@ func TestDeviceMemoryArrives(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := []string{"cuda:5 0x10000000200 0x20000000000 0x10000002000", "0707 0909 true", "2 opened, 2 open"}
+		want := []string{"cuda:5 0x10000000200 0x20000000000 0x10000002000", "{Device:cuda:5 Address:2199023779840 Value:7} {Device:cuda:5 Address:2199023779904 Value:9} true", "2 opened, 2 open"}
 		if !slices.Equal(response.Report.Notes, want) {
 			t.Fatalf("the plugin got %q, want %q", response.Report.Notes, want)
 		}

@@ -2,10 +2,11 @@ package wire
 
 import (
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
 	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
 )
 
-// EncodeAttention converts a request, less its tensors and its mask, whose
+// EncodeAttention converts a request, less its tensors, fences and mask, whose
 // references the caller adds.
 func EncodeAttention(req *core.AttentionRequest) (*pb.AttentionRequest, error) {
 	params, err := EncodeParams(req.Params)
@@ -14,7 +15,7 @@ func EncodeAttention(req *core.AttentionRequest) (*pb.AttentionRequest, error) {
 		Scale: req.Scale, Causal: req.Causal, Window: req.Window, Softcap: req.Softcap, Sinks: req.Sinks,
 		Position: EncodePlan(req.Position), Params: params, Layer: int64(req.Layer), Threads: int64(req.Threads),
 		Seed: req.Seed, WantMask: req.WantMask, ProbeRows: int64(req.ProbeRows), ForceDense: req.ForceDense,
-		Ready: req.Ready, Done: req.Done, OmitReport: req.OmitReport,
+		OmitReport: req.OmitReport,
 	}, err
 }
 
@@ -32,7 +33,7 @@ func DecodeAttention(m *pb.AttentionRequest, memory Memory) (*core.AttentionRequ
 		OmitReport: m.GetOmitReport(),
 	}
 	for _, step := range []func(*pb.AttentionRequest, *core.AttentionRequest, Memory) error{
-		decodeCounts, decodeEvents, decodeTensors, decodePosition, validate, decodeCallersMask,
+		decodeCounts, decodeTensors, decodeFences, decodePosition, validate, decodeCallersMask,
 	} {
 		if err := step(m, req, memory); err != nil {
 			return nil, err
@@ -52,12 +53,19 @@ func decodeCounts(m *pb.AttentionRequest, req *core.AttentionRequest, _ Memory) 
 	return err
 }
 
-func decodeEvents(m *pb.AttentionRequest, req *core.AttentionRequest, _ Memory) (err error) {
-	if req.Ready, err = decodeEvent("ready", m.GetReady()); err != nil {
+func decodeFences(m *pb.AttentionRequest, req *core.AttentionRequest, memory Memory) (err error) {
+	if req.Ready, err = decodeFence("ready", m.GetReady(), memory); err != nil {
 		return err
 	}
-	req.Done, err = decodeEvent("done", m.GetDone())
-	return err
+	if req.Done, err = decodeFence("done", m.GetDone(), memory); err != nil {
+		return err
+	}
+	for _, f := range []*tensor.Fence{req.Ready, req.Done} {
+		if f != nil && f.Device != req.Query.Device() {
+			return core.Invalid("", "message: a fence on %s for a query on %s: want one device", f.Device, req.Query.Device())
+		}
+	}
+	return nil
 }
 
 func decodeTensors(m *pb.AttentionRequest, req *core.AttentionRequest, memory Memory) (err error) {

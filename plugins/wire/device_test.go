@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"testing"
 	"unsafe"
 
@@ -19,7 +18,10 @@ func goodDevice() (*pb.AttentionRequest, arena) {
 		t.Memory = &pb.DeviceRef{Handle: handle, Size: 1 << 20, Offset: t.Offset, Uuid: []byte("0123456789abcdef")}
 		t.Offset = 0
 	}
-	m.Ready, m.Done = handle, handle
+	fence := func(offset int64, value uint32) *pb.Fence {
+		return &pb.Fence{Device: "cuda:0", Value: value, Memory: &pb.DeviceRef{Handle: handle, Size: 1 << 20, Offset: offset, Uuid: []byte("0123456789abcdef")}}
+	}
+	m.Ready, m.Done = fence(1<<19, 7), fence(1<<19+64, 8)
 	return m, memory
 }
 
@@ -32,11 +34,14 @@ func TestDeviceTensorsArrive(t *testing.T) {
 	if req.Key.Device() != "cuda:3" || uintptr(req.Key.Pointer()) != 1<<40+4096 {
 		t.Errorf("key on %s at %#x, want cuda:3 and %#x", req.Key.Device(), uintptr(req.Key.Pointer()), 1<<40+4096)
 	}
-	if !bytes.Equal(req.Ready, m.Ready) || !bytes.Equal(req.Done, m.Done) {
-		t.Error("the events did not arrive")
+	if want := (tensor.Fence{Device: "cuda:3", Address: 1<<40 + 1<<19, Value: 7}); *req.Ready != want {
+		t.Errorf("the fence ready is %+v, want %+v", *req.Ready, want)
+	}
+	if want := (tensor.Fence{Device: "cuda:3", Address: 1<<40 + 1<<19 + 64, Value: 8}); *req.Done != want {
+		t.Errorf("the fence done is %+v, want %+v", *req.Done, want)
 	}
 	address := uintptr(1 << 40)
-	block := &tensor.Block{Device: "cuda:0", UUID: []byte("u"), Handle: m.Ready, Size: 4096}
+	block := &tensor.Block{Device: "cuda:0", UUID: []byte("u"), Handle: make([]byte, handleSize), Size: 4096}
 	x, err := tensor.Borrow(*(*unsafe.Pointer)(unsafe.Pointer(&address)), tensor.BFloat16, []int64{2, 3}, []int64{8, 1}, "cuda:0")
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +67,9 @@ func TestHostileDeviceTensors(t *testing.T) {
 		"two devices": {func(m *pb.AttentionRequest) {
 			m.Key.Device, m.Key.Memory, m.Key.SegmentId, m.Key.Generation = "cpu", nil, 1, 1
 		}, "one device"},
-		"short event": {func(m *pb.AttentionRequest) { m.Ready = m.Ready[:8] }, "ready"},
-		"long event":  {func(m *pb.AttentionRequest) { m.Done = make([]byte, 65) }, "done"},
+		"fence nowhere":      {func(m *pb.AttentionRequest) { m.Ready.Memory = nil }, "ready"},
+		"fence past the end": {func(m *pb.AttentionRequest) { m.Done.Memory.Offset = 1<<20 - 2 }, "done"},
+		"fence in a number":  {func(m *pb.AttentionRequest) { m.Done.Memory.Offset = 6 }, "multiple of 4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, memory := goodDevice()

@@ -33,11 +33,15 @@ func EncodeTensor(t *tensor.Tensor, segment, generation uint64, offset int64) *p
 // exported block.
 func EncodeDeviceTensor(t *tensor.Tensor, block *tensor.Block, offset int64) *pb.TensorRef {
 	m := EncodeTensor(t, 0, 0, 0)
-	m.Memory = &pb.DeviceRef{Handle: block.Handle, Uuid: block.UUID, Size: block.Size, Offset: offset}
+	m.Memory = encodeBlock(block, offset)
 	return m
 }
 
-// handleSize is that of a CUipcMemHandle and of a CUipcEventHandle.
+func encodeBlock(block *tensor.Block, offset int64) *pb.DeviceRef {
+	return &pb.DeviceRef{Handle: block.Handle, Uuid: block.UUID, Size: block.Size, Offset: offset}
+}
+
+// handleSize is that of a CUipcMemHandle.
 const handleSize = 64
 
 // DecodeTensor views the tensor referred to.
@@ -83,19 +87,10 @@ func DecodeTensor(name string, m *pb.TensorRef, memory Memory, writable bool) (*
 
 // decodeDeviceTensor views a tensor in a block of device memory.
 func decodeDeviceTensor(name string, m *pb.TensorRef, dtype tensor.Dtype, span int64, memory Memory) (*tensor.Tensor, error) {
-	ref := m.GetMemory()
-	at, size := ref.GetOffset(), ref.GetSize()
-	if len(ref.GetHandle()) != handleSize {
-		return nil, core.Invalid("", "message: %s: a handle of %d bytes: want %d", name, len(ref.GetHandle()), handleSize)
-	}
-	if at < 0 || size < 0 || at%dtype.Size() != 0 || span > size || at > size-span {
-		return nil, core.Invalid("", "message: %s: %d bytes at %d of a block of %d: want them inside, at a multiple of %d", name, span, at, size, dtype.Size())
-	}
-	base, device, err := memory.Device(tensor.Block{Device: tensor.Device(m.GetDevice()), UUID: ref.GetUuid(), Handle: ref.GetHandle(), Size: size})
+	address, device, err := decodeDeviceRef(name, m.GetMemory(), m.GetDevice(), span, dtype.Size(), memory)
 	if err != nil {
 		return nil, err
 	}
-	address := base + uintptr(at)
 	// The device's memory, which Go's collector does not know.
 	t, err := tensor.Borrow(*(*unsafe.Pointer)(unsafe.Pointer(&address)), dtype, m.GetShape(), m.GetStrides(), device)
 	if err != nil {
@@ -104,13 +99,38 @@ func decodeDeviceTensor(name string, m *pb.TensorRef, dtype tensor.Dtype, span i
 	return t, nil
 }
 
-// decodeEvent reads the handle of an event; empty: none.
-func decodeEvent(name string, handle []byte) (tensor.Event, error) {
-	if len(handle) != 0 && len(handle) != handleSize {
-		return nil, core.Invalid("", "message: %s: a handle of %d bytes: want %d", name, len(handle), handleSize)
+// decodeDeviceRef finds span bytes of a block, at a multiple of align.
+func decodeDeviceRef(name string, ref *pb.DeviceRef, device string, span, align int64, memory Memory) (uintptr, tensor.Device, error) {
+	at, size := ref.GetOffset(), ref.GetSize()
+	if len(ref.GetHandle()) != handleSize {
+		return 0, "", core.Invalid("", "message: %s: a handle of %d bytes: want %d", name, len(ref.GetHandle()), handleSize)
 	}
-	return handle, nil
+	if at < 0 || size < 0 || at%align != 0 || span > size || at > size-span {
+		return 0, "", core.Invalid("", "message: %s: %d bytes at %d of a block of %d: want them inside, at a multiple of %d", name, span, at, size, align)
+	}
+	base, here, err := memory.Device(tensor.Block{Device: tensor.Device(device), UUID: ref.GetUuid(), Handle: ref.GetHandle(), Size: size})
+	return base + uintptr(at), here, err
 }
+
+// EncodeFence refers to a fence at offset of an exported block.
+func EncodeFence(f *tensor.Fence, block *tensor.Block, offset int64) *pb.Fence {
+	return &pb.Fence{Device: string(f.Device), Value: f.Value, Memory: encodeBlock(block, offset)}
+}
+
+// decodeFence finds a fence; nil: none.
+func decodeFence(name string, m *pb.Fence, memory Memory) (*tensor.Fence, error) {
+	if m == nil {
+		return nil, nil
+	}
+	address, device, err := decodeDeviceRef(name, m.GetMemory(), m.GetDevice(), fenceSize, fenceSize, memory)
+	if err != nil {
+		return nil, err
+	}
+	return &tensor.Fence{Device: device, Address: address, Value: m.GetValue()}, nil
+}
+
+// fenceSize is the bytes of the number.
+const fenceSize = 4
 
 // checkSize bounds how many elements a little memory may stand for: broadcast
 // inputs repeat theirs, outputs have a place for each.

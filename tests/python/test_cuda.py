@@ -423,9 +423,9 @@ def test_patched_model_with_padding_and_string(model: Any) -> None:
         got = model(prompt, attention_mask=seen).logits[0, 40:]
     assert error(got, want) < 1.5 * error(eager, want) + 1e-3
     on_cpu = copy.deepcopy(model).float().cpu()
-    with trivium.patch(on_cpu, attention="dense", position=trivium.position("string", train_length=192)):
+    with trivium.patch(on_cpu, attention="dense", position=trivium.position("string", train_length=192, local=32)):
         want = on_cpu(prompt[1:].cpu()).logits.to(DEVICE)
-    with trivium.patch(model, attention="dense", position=trivium.position("string", train_length=192)):
+    with trivium.patch(model, attention="dense", position=trivium.position("string", train_length=192, local=32)):
         got = model(prompt[1:]).logits
     assert error(got, want) < 2e-2
     assert error(model(prompt[1:]).logits, want) > 2 * error(got, want)

@@ -359,11 +359,10 @@ type AttentionRequest struct {
 	WantMask    bool                   `protobuf:"varint,21,opt,name=want_mask,json=wantMask,proto3" json:"want_mask,omitempty"`
 	ProbeRows   int64                  `protobuf:"varint,22,opt,name=probe_rows,json=probeRows,proto3" json:"probe_rows,omitempty"`
 	ForceDense  bool                   `protobuf:"varint,23,opt,name=force_dense,json=forceDense,proto3" json:"force_dense,omitempty"`
-	// On a device: events, as CUipcEventHandle, by which the work is ordered. The
-	// reply comes when the work is started, not when it is done.
-	Ready         []byte `protobuf:"bytes,24,opt,name=ready,proto3" json:"ready,omitempty"`                              // inputs are written and outputs free once it happens; empty: now
-	Done          []byte `protobuf:"bytes,25,opt,name=done,proto3" json:"done,omitempty"`                                // recorded behind the work; empty: the reply waits for the work
-	OmitReport    bool   `protobuf:"varint,26,opt,name=omit_report,json=omitReport,proto3" json:"omit_report,omitempty"` // leave out what would cost a wait for the device
+	OmitReport  bool                   `protobuf:"varint,26,opt,name=omit_report,json=omitReport,proto3" json:"omit_report,omitempty"` // leave out what would cost a wait for the device
+	// On a device, the reply comes when the work is started, not when it is done.
+	Ready         *Fence `protobuf:"bytes,27,opt,name=ready,proto3" json:"ready,omitempty"` // inputs are written and outputs free once it is reached; absent: now
+	Done          *Fence `protobuf:"bytes,28,opt,name=done,proto3" json:"done,omitempty"`   // to be reached behind the work; absent: the reply waits for the work
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,25 +558,87 @@ func (x *AttentionRequest) GetForceDense() bool {
 	return false
 }
 
-func (x *AttentionRequest) GetReady() []byte {
+func (x *AttentionRequest) GetOmitReport() bool {
+	if x != nil {
+		return x.OmitReport
+	}
+	return false
+}
+
+func (x *AttentionRequest) GetReady() *Fence {
 	if x != nil {
 		return x.Ready
 	}
 	return nil
 }
 
-func (x *AttentionRequest) GetDone() []byte {
+func (x *AttentionRequest) GetDone() *Fence {
 	if x != nil {
 		return x.Done
 	}
 	return nil
 }
 
-func (x *AttentionRequest) GetOmitReport() bool {
+// A number in device memory, uint32, that grows. It is reached when the number is
+// value or more, as cuStreamWaitValue32 compares.
+type Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Memory        *DeviceRef             `protobuf:"bytes,1,opt,name=memory,proto3" json:"memory,omitempty"`
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Value         uint32                 `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_trivium_v1_attention_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_attention_proto_msgTypes[7]
 	if x != nil {
-		return x.OmitReport
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
 	}
-	return false
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Fence) GetMemory() *DeviceRef {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+func (x *Fence) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Fence) GetValue() uint32 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
 }
 
 // The tiles of queries and keys that are attended to, as compressed rows over
@@ -599,7 +660,7 @@ type BlockMask struct {
 
 func (x *BlockMask) Reset() {
 	*x = BlockMask{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[7]
+	mi := &file_trivium_v1_attention_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +672,7 @@ func (x *BlockMask) String() string {
 func (*BlockMask) ProtoMessage() {}
 
 func (x *BlockMask) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[7]
+	mi := &file_trivium_v1_attention_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +685,7 @@ func (x *BlockMask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockMask.ProtoReflect.Descriptor instead.
 func (*BlockMask) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{7}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BlockMask) GetBlockSize() int32 {
@@ -674,7 +735,7 @@ type BlockExtent struct {
 
 func (x *BlockExtent) Reset() {
 	*x = BlockExtent{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[8]
+	mi := &file_trivium_v1_attention_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +747,7 @@ func (x *BlockExtent) String() string {
 func (*BlockExtent) ProtoMessage() {}
 
 func (x *BlockExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[8]
+	mi := &file_trivium_v1_attention_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +760,7 @@ func (x *BlockExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockExtent.ProtoReflect.Descriptor instead.
 func (*BlockExtent) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{8}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BlockExtent) GetFirstQueryBlock() int64 {
@@ -735,7 +796,7 @@ type Selection struct {
 
 func (x *Selection) Reset() {
 	*x = Selection{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[9]
+	mi := &file_trivium_v1_attention_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +808,7 @@ func (x *Selection) String() string {
 func (*Selection) ProtoMessage() {}
 
 func (x *Selection) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[9]
+	mi := &file_trivium_v1_attention_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +821,7 @@ func (x *Selection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selection.ProtoReflect.Descriptor instead.
 func (*Selection) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{9}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Selection) GetMask() *BlockMask {
@@ -802,7 +863,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[10]
+	mi := &file_trivium_v1_attention_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +875,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[10]
+	mi := &file_trivium_v1_attention_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +888,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{10}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Report) GetStrategy() string {
@@ -905,7 +966,7 @@ type Times struct {
 
 func (x *Times) Reset() {
 	*x = Times{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[11]
+	mi := &file_trivium_v1_attention_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +978,7 @@ func (x *Times) String() string {
 func (*Times) ProtoMessage() {}
 
 func (x *Times) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[11]
+	mi := &file_trivium_v1_attention_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +991,7 @@ func (x *Times) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Times.ProtoReflect.Descriptor instead.
 func (*Times) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{11}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Times) GetSelectMs() float64 {
@@ -974,7 +1035,7 @@ type HeadReport struct {
 
 func (x *HeadReport) Reset() {
 	*x = HeadReport{}
-	mi := &file_trivium_v1_attention_proto_msgTypes[12]
+	mi := &file_trivium_v1_attention_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1047,7 @@ func (x *HeadReport) String() string {
 func (*HeadReport) ProtoMessage() {}
 
 func (x *HeadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_trivium_v1_attention_proto_msgTypes[12]
+	mi := &file_trivium_v1_attention_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1060,7 @@ func (x *HeadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadReport.ProtoReflect.Descriptor instead.
 func (*HeadReport) Descriptor() ([]byte, []int) {
-	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{12}
+	return file_trivium_v1_attention_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeadReport) GetSequence() int64 {
@@ -1104,7 +1165,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"maskMemory\"g\n" +
 	"\x0eAttendResponse\x12*\n" +
 	"\x06report\x18\x01 \x01(\v2\x12.trivium.v1.ReportR\x06report\x12)\n" +
-	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xb8\a\n" +
+	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xea\a\n" +
 	"\x10AttentionRequest\x12+\n" +
 	"\x05query\x18\x01 \x01(\v2\x15.trivium.v1.TensorRefR\x05query\x12'\n" +
 	"\x03key\x18\x02 \x01(\v2\x15.trivium.v1.TensorRefR\x03key\x12+\n" +
@@ -1132,14 +1193,18 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\n" +
 	"probe_rows\x18\x16 \x01(\x03R\tprobeRows\x12\x1f\n" +
 	"\vforce_dense\x18\x17 \x01(\bR\n" +
-	"forceDense\x12\x14\n" +
-	"\x05ready\x18\x18 \x01(\fR\x05ready\x12\x12\n" +
-	"\x04done\x18\x19 \x01(\fR\x04done\x12\x1f\n" +
+	"forceDense\x12\x1f\n" +
 	"\vomit_report\x18\x1a \x01(\bR\n" +
-	"omitReport\x1aL\n" +
+	"omitReport\x12'\n" +
+	"\x05ready\x18\x1b \x01(\v2\x11.trivium.v1.FenceR\x05ready\x12%\n" +
+	"\x04done\x18\x1c \x01(\v2\x11.trivium.v1.FenceR\x04done\x1aL\n" +
 	"\vParamsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
-	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01\"\xc0\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01J\x04\b\x18\x10\x19J\x04\b\x19\x10\x1a\"d\n" +
+	"\x05Fence\x12-\n" +
+	"\x06memory\x18\x01 \x01(\v2\x15.trivium.v1.DeviceRefR\x06memory\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\rR\x05value\"\xc0\x01\n" +
 	"\tBlockMask\x12\x1d\n" +
 	"\n" +
 	"block_size\x18\x01 \x01(\x05R\tblockSize\x12\x14\n" +
@@ -1209,7 +1274,7 @@ func file_trivium_v1_attention_proto_rawDescGZIP() []byte {
 	return file_trivium_v1_attention_proto_rawDescData
 }
 
-var file_trivium_v1_attention_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_trivium_v1_attention_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_trivium_v1_attention_proto_goTypes = []any{
 	(*ForgetRequest)(nil),    // 0: trivium.v1.ForgetRequest
 	(*ForgetResponse)(nil),   // 1: trivium.v1.ForgetResponse
@@ -1218,52 +1283,57 @@ var file_trivium_v1_attention_proto_goTypes = []any{
 	(*AttendRequest)(nil),    // 4: trivium.v1.AttendRequest
 	(*AttendResponse)(nil),   // 5: trivium.v1.AttendResponse
 	(*AttentionRequest)(nil), // 6: trivium.v1.AttentionRequest
-	(*BlockMask)(nil),        // 7: trivium.v1.BlockMask
-	(*BlockExtent)(nil),      // 8: trivium.v1.BlockExtent
-	(*Selection)(nil),        // 9: trivium.v1.Selection
-	(*Report)(nil),           // 10: trivium.v1.Report
-	(*Times)(nil),            // 11: trivium.v1.Times
-	(*HeadReport)(nil),       // 12: trivium.v1.HeadReport
-	nil,                      // 13: trivium.v1.AttentionRequest.ParamsEntry
-	(*MemoryRef)(nil),        // 14: trivium.v1.MemoryRef
-	(*TensorRef)(nil),        // 15: trivium.v1.TensorRef
-	(*PositionPlan)(nil),     // 16: trivium.v1.PositionPlan
-	(*Value)(nil),            // 17: trivium.v1.Value
+	(*Fence)(nil),            // 7: trivium.v1.Fence
+	(*BlockMask)(nil),        // 8: trivium.v1.BlockMask
+	(*BlockExtent)(nil),      // 9: trivium.v1.BlockExtent
+	(*Selection)(nil),        // 10: trivium.v1.Selection
+	(*Report)(nil),           // 11: trivium.v1.Report
+	(*Times)(nil),            // 12: trivium.v1.Times
+	(*HeadReport)(nil),       // 13: trivium.v1.HeadReport
+	nil,                      // 14: trivium.v1.AttentionRequest.ParamsEntry
+	(*MemoryRef)(nil),        // 15: trivium.v1.MemoryRef
+	(*TensorRef)(nil),        // 16: trivium.v1.TensorRef
+	(*PositionPlan)(nil),     // 17: trivium.v1.PositionPlan
+	(*DeviceRef)(nil),        // 18: trivium.v1.DeviceRef
+	(*Value)(nil),            // 19: trivium.v1.Value
 }
 var file_trivium_v1_attention_proto_depIdxs = []int32{
 	6,  // 0: trivium.v1.SelectRequest.attention:type_name -> trivium.v1.AttentionRequest
-	14, // 1: trivium.v1.SelectRequest.mask_memory:type_name -> trivium.v1.MemoryRef
-	9,  // 2: trivium.v1.SelectResponse.selection:type_name -> trivium.v1.Selection
+	15, // 1: trivium.v1.SelectRequest.mask_memory:type_name -> trivium.v1.MemoryRef
+	10, // 2: trivium.v1.SelectResponse.selection:type_name -> trivium.v1.Selection
 	6,  // 3: trivium.v1.AttendRequest.attention:type_name -> trivium.v1.AttentionRequest
-	14, // 4: trivium.v1.AttendRequest.mask_memory:type_name -> trivium.v1.MemoryRef
-	10, // 5: trivium.v1.AttendResponse.report:type_name -> trivium.v1.Report
-	7,  // 6: trivium.v1.AttendResponse.mask:type_name -> trivium.v1.BlockMask
-	15, // 7: trivium.v1.AttentionRequest.query:type_name -> trivium.v1.TensorRef
-	15, // 8: trivium.v1.AttentionRequest.key:type_name -> trivium.v1.TensorRef
-	15, // 9: trivium.v1.AttentionRequest.value:type_name -> trivium.v1.TensorRef
-	15, // 10: trivium.v1.AttentionRequest.output:type_name -> trivium.v1.TensorRef
-	15, // 11: trivium.v1.AttentionRequest.lse:type_name -> trivium.v1.TensorRef
-	16, // 12: trivium.v1.AttentionRequest.position:type_name -> trivium.v1.PositionPlan
-	7,  // 13: trivium.v1.AttentionRequest.mask:type_name -> trivium.v1.BlockMask
-	13, // 14: trivium.v1.AttentionRequest.params:type_name -> trivium.v1.AttentionRequest.ParamsEntry
-	8,  // 15: trivium.v1.BlockMask.sequences:type_name -> trivium.v1.BlockExtent
-	14, // 16: trivium.v1.BlockMask.memory:type_name -> trivium.v1.MemoryRef
-	7,  // 17: trivium.v1.Selection.mask:type_name -> trivium.v1.BlockMask
-	12, // 18: trivium.v1.Selection.heads:type_name -> trivium.v1.HeadReport
-	11, // 19: trivium.v1.Report.times:type_name -> trivium.v1.Times
-	12, // 20: trivium.v1.Report.heads:type_name -> trivium.v1.HeadReport
-	17, // 21: trivium.v1.AttentionRequest.ParamsEntry.value:type_name -> trivium.v1.Value
-	2,  // 22: trivium.v1.AttentionService.Select:input_type -> trivium.v1.SelectRequest
-	4,  // 23: trivium.v1.AttentionService.Attend:input_type -> trivium.v1.AttendRequest
-	0,  // 24: trivium.v1.AttentionService.Forget:input_type -> trivium.v1.ForgetRequest
-	3,  // 25: trivium.v1.AttentionService.Select:output_type -> trivium.v1.SelectResponse
-	5,  // 26: trivium.v1.AttentionService.Attend:output_type -> trivium.v1.AttendResponse
-	1,  // 27: trivium.v1.AttentionService.Forget:output_type -> trivium.v1.ForgetResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	15, // 4: trivium.v1.AttendRequest.mask_memory:type_name -> trivium.v1.MemoryRef
+	11, // 5: trivium.v1.AttendResponse.report:type_name -> trivium.v1.Report
+	8,  // 6: trivium.v1.AttendResponse.mask:type_name -> trivium.v1.BlockMask
+	16, // 7: trivium.v1.AttentionRequest.query:type_name -> trivium.v1.TensorRef
+	16, // 8: trivium.v1.AttentionRequest.key:type_name -> trivium.v1.TensorRef
+	16, // 9: trivium.v1.AttentionRequest.value:type_name -> trivium.v1.TensorRef
+	16, // 10: trivium.v1.AttentionRequest.output:type_name -> trivium.v1.TensorRef
+	16, // 11: trivium.v1.AttentionRequest.lse:type_name -> trivium.v1.TensorRef
+	17, // 12: trivium.v1.AttentionRequest.position:type_name -> trivium.v1.PositionPlan
+	8,  // 13: trivium.v1.AttentionRequest.mask:type_name -> trivium.v1.BlockMask
+	14, // 14: trivium.v1.AttentionRequest.params:type_name -> trivium.v1.AttentionRequest.ParamsEntry
+	7,  // 15: trivium.v1.AttentionRequest.ready:type_name -> trivium.v1.Fence
+	7,  // 16: trivium.v1.AttentionRequest.done:type_name -> trivium.v1.Fence
+	18, // 17: trivium.v1.Fence.memory:type_name -> trivium.v1.DeviceRef
+	9,  // 18: trivium.v1.BlockMask.sequences:type_name -> trivium.v1.BlockExtent
+	15, // 19: trivium.v1.BlockMask.memory:type_name -> trivium.v1.MemoryRef
+	8,  // 20: trivium.v1.Selection.mask:type_name -> trivium.v1.BlockMask
+	13, // 21: trivium.v1.Selection.heads:type_name -> trivium.v1.HeadReport
+	12, // 22: trivium.v1.Report.times:type_name -> trivium.v1.Times
+	13, // 23: trivium.v1.Report.heads:type_name -> trivium.v1.HeadReport
+	19, // 24: trivium.v1.AttentionRequest.ParamsEntry.value:type_name -> trivium.v1.Value
+	2,  // 25: trivium.v1.AttentionService.Select:input_type -> trivium.v1.SelectRequest
+	4,  // 26: trivium.v1.AttentionService.Attend:input_type -> trivium.v1.AttendRequest
+	0,  // 27: trivium.v1.AttentionService.Forget:input_type -> trivium.v1.ForgetRequest
+	3,  // 28: trivium.v1.AttentionService.Select:output_type -> trivium.v1.SelectResponse
+	5,  // 29: trivium.v1.AttentionService.Attend:output_type -> trivium.v1.AttendResponse
+	1,  // 30: trivium.v1.AttentionService.Forget:output_type -> trivium.v1.ForgetResponse
+	28, // [28:31] is the sub-list for method output_type
+	25, // [25:28] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_trivium_v1_attention_proto_init() }
@@ -1274,15 +1344,15 @@ func file_trivium_v1_attention_proto_init() {
 	file_trivium_v1_memory_proto_init()
 	file_trivium_v1_position_proto_init()
 	file_trivium_v1_strategy_proto_init()
-	file_trivium_v1_attention_proto_msgTypes[10].OneofWrappers = []any{}
-	file_trivium_v1_attention_proto_msgTypes[12].OneofWrappers = []any{}
+	file_trivium_v1_attention_proto_msgTypes[11].OneofWrappers = []any{}
+	file_trivium_v1_attention_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_attention_proto_rawDesc), len(file_trivium_v1_attention_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

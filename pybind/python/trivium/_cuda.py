@@ -1,8 +1,9 @@
 """Tensors on NVIDIA GPUs: lent to plugin processes where they lie, in the order of the caller's stream.
 
 The process that owns device memory must export it, and that is this one. A call costs no
-wait: an event on the caller's stream says when the inputs are there, the plugin's queue waits
-for it, and the caller's stream waits for another event behind the plugin's work.
+wait: the caller's stream writes a number into shared device memory when the inputs are there,
+the plugin's queue waits for that number, and the caller's stream waits for another number that
+the plugin's queue writes behind its work. When a plugin process ends, its numbers are written here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ BUFFER_ID, RANGE_START, RANGE_SIZE = 7, 11, 12
 SWEEP_CALLS = 256
 # Alignment of what is copied, in bytes.
 STAGE_ALIGN = 256
+# Of the memory of fences: a pair has a line of 128 bytes for each of its numbers.
+FENCE_BYTES, PAIR_BYTES = 1 << 16, 256
 
 NVRTC = "TRIVIUM_NVRTC"
 
@@ -120,6 +123,37 @@ class Driver:
                 ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(size), ctypes.c_void_p(stream)
             )
         self.check(code, "cuMemcpyDtoDAsync")
+
+    def clear(self, ordinal: int, address: int, size: int) -> None:
+        with self.context(ordinal):
+            code = self.library.cuMemsetD8_v2(ctypes.c_uint64(address), ctypes.c_ubyte(0), ctypes.c_size_t(size))
+        self.check(code, "cuMemsetD8")
+
+    def write(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        """Write a number behind the work of a stream."""
+        with self.context(ordinal):
+            code = self.library.cuStreamWriteValue32_v2(
+                ctypes.c_void_p(stream), ctypes.c_uint64(address), ctypes.c_uint32(value), ctypes.c_uint(0)
+            )
+        self.check(code, "cuStreamWriteValue32")
+
+    def wait(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        """Let a stream wait until a number is at least this."""
+        with self.context(ordinal):
+            code = self.library.cuStreamWaitValue32_v2(
+                ctypes.c_void_p(stream), ctypes.c_uint64(address), ctypes.c_uint32(value), ctypes.c_uint(0)
+            )
+        self.check(code, "cuStreamWaitValue32")
+
+    def read(self, ordinal: int, stream: int, address: int) -> int:
+        """Read a number behind the work of a stream."""
+        value = ctypes.c_uint32()
+        with self.context(ordinal):
+            code = self.library.cuMemcpyDtoHAsync_v2(
+                ctypes.byref(value), ctypes.c_uint64(address), ctypes.c_size_t(4), ctypes.c_void_p(stream)
+            )
+            self.check(code or self.library.cuStreamSynchronize(ctypes.c_void_p(stream)), "cuMemcpyDtoHAsync")
+        return value.value
 
     def context(self, ordinal: int) -> _Context:
         """A ``with`` block in which the device's primary context is current."""
@@ -227,43 +261,45 @@ class Stage:
             raise DeviceUnavailable(f"memory of {self.owner.device} cannot be exported to other processes")
 
 
+class Fences:
+    """The two numbers of a call, used again and again with values that grow."""
+
+    def __init__(self, ready: int, done: int) -> None:
+        self.ready = ready
+        self.done = done
+        self.value = 0
+        self.lost = False  # with the process that was to write the second
+
+
 class Lease:
     """Tensors lent for one call."""
 
-    def __init__(self, owner: Lender, stream: Any, events: _Events, back: list[tuple[int, int, int]], note: str) -> None:
+    def __init__(self, owner: Lender, stream: Any, fences: Fences, back: list[tuple[int, int, int]], note: str) -> None:
         self.owner = owner
         self.stream = stream
-        self.events = events
+        self.fences = fences
         self.back = back
         self.note = note
 
     def order(self, request: dict[str, Any]) -> None:
         """Say in a request what its work waits for, and what waits for it."""
-        self.events.ready.record(self.stream)
-        request["ready"] = self.events.ready_handle
-        request["done"] = self.events.done_handle
+        owner, fences = self.owner, self.fences
+        fences.value = (fences.value + 1) & 0xFFFFFFFF
+        owner.driver.write(owner.ordinal, self.stream.cuda_stream, fences.ready, fences.value)
+        request["ready"] = {"device": owner.device, "address": fences.ready, "value": fences.value}
+        request["done"] = {"device": owner.device, "address": fences.done, "value": fences.value}
 
     def finish(self) -> None:
         """Let the caller's stream wait for the plugin's work; the caller does not."""
+        owner, stream = self.owner, self.stream.cuda_stream
         with _lock:
-            if self.events.lost:
+            if self.fences.lost:
+                owner.void = False
                 raise PluginCrashed(LOST, hint="the next call starts a new one")
-            self.events.done.wait(self.stream)
+            owner.driver.wait(owner.ordinal, stream, self.fences.done, self.fences.value)
+            owner.free.append(self.fences)
         for address, staged, size in self.back:
-            self.owner.driver.copy(self.owner.ordinal, address, staged, size, self.stream.cuda_stream)
-        self.owner.pairs.append(self.events)  # a list takes one at a time
-
-
-class _Events:
-    """The two events of a call, used again and again."""
-
-    def __init__(self, torch: Any, ordinal: int) -> None:
-        self.lost = False  # with the process that was to record it
-        with torch.cuda.device(ordinal):
-            self.ready = torch.cuda.Event(enable_timing=False, interprocess=True)
-            self.done = torch.cuda.Event(enable_timing=False, interprocess=True)
-            self.ready_handle = _text(bytes(self.ready.ipc_handle()))
-            self.done_handle = _text(bytes(self.done.ipc_handle()))
+            owner.driver.copy(owner.ordinal, address, staged, size, stream)
 
 
 class Lender:
@@ -276,8 +312,10 @@ class Lender:
         self.ordinal = ordinal
         self.device = f"cuda:{ordinal}"
         self.uuid = _uuid(torch, ordinal)
-        self.pairs: list[_Events] = []
-        self.all: list[_Events] = []
+        self.free: list[Fences] = []  # of calls that have returned
+        self.all: list[Fences] = []
+        self.room: list[tuple[int, int]] = []  # addresses for further fences
+        self.side = torch.cuda.Stream(ordinal)  # on which nothing ever waits
         self.void = False  # work was lost, and nobody was told
         self.stages: dict[int, Stage] = {}
         self.copied = 0
@@ -295,26 +333,36 @@ class Lender:
             homeless = [(name, array, inside) for arrays, inside in ((inputs, True), (outputs, False))
                         for name, array in arrays if self._home(array) is None]  # fmt: skip
             back, note = self._stage(homeless, stream.cuda_stream) if homeless else ([], "")
-            events = self._events()
-        return Lease(self, stream, events, back, note)
+            fences = self._fences()
+        return Lease(self, stream, fences, back, note)
 
-    def _events(self) -> _Events:
-        if self.pairs:
-            return self.pairs.pop()
-        events = _Events(self.torch, self.ordinal)
-        self.all.append(events)
-        return events
+    def _fences(self) -> Fences:
+        if self.free:
+            return self.free.pop()
+        if not self.room:
+            base = self.driver.allocate(self.ordinal, FENCE_BYTES)
+            self.driver.clear(self.ordinal, base, FENCE_BYTES)
+            if self.shared.find(self.device, self.ordinal, self.uuid, base) is None:
+                raise DeviceUnavailable(f"memory of {self.device} cannot be exported to other processes")
+            self.room = [(at, at + PAIR_BYTES // 2) for at in range(base, base + FENCE_BYTES, PAIR_BYTES)]
+        fences = Fences(*self.room.pop())
+        self.all.append(fences)
+        return fences
 
     def lose(self) -> None:
-        """Free the streams that wait for work of a process that ended: it would never end."""
-        lost, self.all, self.pairs = self.all, [], []
-        with self.torch.cuda.device(self.ordinal):
-            side = self.torch.cuda.Stream(self.ordinal)
-            for events in lost:
-                events.lost = True
-                if not events.done.query():
-                    self.void = True
-                    events.done.record(side)
+        """Free the streams that wait for work of a process that ended: it would never end.
+
+        Its fences are not used again. A call that has not returned fails by itself; of
+        one that has, nobody would be told.
+        """
+        lost, returned = self.all, {id(fences) for fences in self.free}
+        self.all, self.free = [], []
+        for fences in lost:
+            fences.lost = True
+            reached = self.driver.read(self.ordinal, self.side.cuda_stream, fences.done)
+            if (reached - fences.value) & 0x80000000:
+                self.void = self.void or id(fences) in returned
+                self.driver.write(self.ordinal, self.side.cuda_stream, fences.done, fences.value)
 
     def _home(self, array: Array) -> Block | None:
         return self.shared.find(self.device, self.ordinal, self.uuid, array.address)

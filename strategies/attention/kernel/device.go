@@ -104,7 +104,7 @@ func (s *strategy) selectOnDevice(req *core.AttentionRequest) (*core.Selection, 
 		return nil, err
 	}
 	wanted := *req
-	wanted.WantMask, wanted.OmitReport, wanted.Done = true, false, nil
+	wanted.WantMask, wanted.OmitReport = true, false
 	selection := &core.Selection{}
 	err = s.kernel.onDevice(s.info, &wanted, params, func(c *DeviceCall) error {
 		for i := range c.parts {
@@ -142,7 +142,7 @@ func (k *Kernel) onDevice(info core.Info, req *core.AttentionRequest, params cor
 	if err := c.refuse(); err != nil {
 		return err
 	}
-	return deviceError(info, lane.Do(req.Ready, req.Done, func(work *cuda.Work) error {
+	return deviceError(info, lane.Do(fence(req.Ready), fence(req.Done), func(work *cuda.Work) error {
 		c.Work = work
 		if err := c.prepare(); err != nil {
 			return err
@@ -323,6 +323,13 @@ func typeDeviceError(err error) *core.Error {
 		return core.Errorf(core.ErrInternal, "%w", err)
 	}
 	return core.Errorf(core.ErrUnsupported, "%s", strings.TrimPrefix(err.Error(), "cuda: "))
+}
+
+func fence(f *tensor.Fence) *cuda.Fence {
+	if f == nil {
+		return nil
+	}
+	return &cuda.Fence{At: cuda.Address(f.Address), Value: f.Value}
 }
 
 // onDevice says whether a request is for a GPU.

@@ -1,0 +1,193 @@
+"""How device memory is lent to plugins, with a driver that is made up: no GPU is needed."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trivium
+from trivium import _bridge, _cuda
+from trivium._tensor import Array
+
+UUID = "12345678-1234-1234-1234-123456789abc"
+
+
+class Driver:
+    """Blocks of 4,096 bytes that can be made and freed; those from 1 << 40 on cannot be exported."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, _cuda.Block] = {}
+        self.ids = 0
+        self.log: list[tuple[Any, ...]] = []
+        self.numbers: dict[int, int] = {}
+        self.exported = 0
+
+    def make(self, base: int, size: int = 4096) -> int:
+        self.ids += 1
+        self.blocks[base] = _cuda.Block(base, size, self.ids)
+        return base
+
+    def block(self, address: int) -> _cuda.Block | None:
+        return next((b for b in self.blocks.values() if b.base <= address < b.base + b.size), None)
+
+    def handle(self, ordinal: int, base: int) -> bytes | None:
+        self.exported += 1
+        return None if base >= 1 << 40 else bytes([self.blocks[base].id]) * 64
+
+    def allocate(self, ordinal: int, size: int) -> int:
+        return self.make((1 << 30) + (self.ids << 24), size)
+
+    def free(self, ordinal: int, address: int) -> None:
+        del self.blocks[address]
+
+    def clear(self, ordinal: int, address: int, size: int) -> None:
+        self.log.append(("clear", address, size))
+
+    def copy(self, ordinal: int, to: int, source: int, size: int, stream: int) -> None:
+        self.log.append(("copy", to, source, size))
+
+    def write(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        self.numbers[address] = value
+        self.log.append(("write", stream, address, value))
+
+    def wait(self, ordinal: int, stream: int, address: int, value: int) -> None:
+        self.log.append(("wait", stream, address, value))
+
+    def read(self, ordinal: int, stream: int, address: int) -> int:
+        return self.numbers.get(address, 0)
+
+
+@pytest.fixture
+def lender(monkeypatch: pytest.MonkeyPatch) -> Any:
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr(_bridge, "call", lambda name, text, *rest: told.append((name, json.loads(text))))
+    cuda = SimpleNamespace(
+        get_device_properties=lambda _: SimpleNamespace(uuid=UUID),
+        Stream=lambda _: SimpleNamespace(cuda_stream=99),
+        current_stream=lambda _: SimpleNamespace(cuda_stream=7),
+        is_current_stream_capturing=lambda: False,
+    )
+    driver: Any = Driver()
+    made = _cuda.Lender(SimpleNamespace(cuda=cuda), driver, _cuda.Shared(driver), 0)
+    made.told = told  # type: ignore[attr-defined]
+    return made
+
+
+def array(address: int, elements: int = 64) -> Array:
+    owner = SimpleNamespace(element_size=lambda: 2)
+    return Array(address, "bfloat16", [elements], [1], "torch", owner, "cuda:0")
+
+
+def told(lender: Any, name: str) -> list[Any]:
+    return [what for which, what in lender.told if which == name]
+
+
+def test_a_block_is_exported_once(lender: Any) -> None:
+    base = lender.driver.make(0x10000)
+    for _ in range(5):
+        lease = lender.lend([("query", array(base)), ("key", array(base + 128))], [("output", array(base + 256))])
+        lease.order({})
+        lease.finish()
+    shared = [b for b in told(lender, "ShareDevice") if b["base"] == base]
+    assert len(shared) == 1 and shared[0]["size"] == 4096 and shared[0]["device"] == "cuda:0"
+    assert lender.driver.exported == 2  # the block, and the memory of fences
+    assert len(lender.all) == 1  # the fences are used again
+
+
+def test_fences_grow_and_order(lender: Any) -> None:
+    base = lender.driver.make(0x10000)
+    values = []
+    for _ in range(3):
+        lease = lender.lend([("query", array(base))], [])
+        request: dict[str, Any] = {}
+        lease.order(request)
+        assert lender.driver.log[-1] == ("write", 7, request["ready"]["address"], request["ready"]["value"])
+        lease.finish()
+        assert lender.driver.log[-1] == ("wait", 7, request["done"]["address"], request["done"]["value"])
+        values.append(request["done"]["value"])
+    assert values == [1, 2, 3]
+    assert abs(request["ready"]["address"] - request["done"]["address"]) == 128
+
+
+def test_freed_memory_is_forgotten(lender: Any) -> None:
+    base, other = lender.driver.make(0x10000), lender.driver.make(0x20000)
+    lender.lend([("query", array(base)), ("key", array(other))], [])
+    lender.driver.free(0, base)
+    lender.driver.make(base)  # the same address, another block
+    lender.lend([("query", array(base))], [])
+    assert told(lender, "ForgetDevice") == [[base]]
+    assert len([b for b in told(lender, "ShareDevice") if b["base"] == base]) == 2
+    lender.driver.free(0, other)
+    for _ in range(_cuda.SWEEP_CALLS):
+        lender.lend([("query", array(base))], [])
+    assert told(lender, "ForgetDevice")[1:] == [[other]]
+    with pytest.raises(trivium.DeviceUnavailable, match="no memory"):
+        lender.lend([("query", array(other))], [])
+
+
+def test_memory_that_cannot_be_exported_is_copied(lender: Any, caplog: pytest.LogCaptureFixture) -> None:
+    base = lender.driver.make(1 << 40)
+    for _ in range(3):
+        query, output = array(base), array(base + 512)
+        lease = lender.lend([("query", query)], [("output", output)])
+        stage = next(iter(lender.stages.values()))
+        assert query.address == stage.base and output.address == stage.base + 256
+        assert ("copy", stage.base, base, 128) in lender.driver.log
+        lease.order({})
+        lease.finish()
+        assert lender.driver.log[-1] == ("copy", base + 512, stage.base + 256, 128)
+    assert "query, output" in lease.note and lender.copied == 3 * 256
+    assert sum("cannot share" in r.message for r in caplog.records) == 1
+    assert lender.driver.exported == 3  # asked once of the block; the stage; the fences
+
+
+def test_streams_go_on_when_a_process_ends(lender: Any) -> None:
+    base = lender.driver.make(0x10000)
+    returned, running = (lender.lend([("query", array(base))], []) for _ in range(2))
+    for lease in (returned, running):
+        lease.order({})
+    returned.finish()
+    lender.lose()
+    for lease in (returned, running):
+        assert ("write", 99, lease.fences.done, lease.fences.value) in lender.driver.log
+    with pytest.raises(trivium.PluginCrashed, match="void"):
+        running.finish()
+    lender.void = True
+    with pytest.raises(trivium.PluginCrashed, match="void"):  # told once
+        lender.lend([("query", array(base))], [])
+    lease = lender.lend([("query", array(base))], [])
+    assert not lease.fences.lost and lease.fences not in (returned.fences, running.fences)
+
+
+def test_a_process_that_ends_idle_is_not_told_of(lender: Any) -> None:
+    base = lender.driver.make(0x10000)
+    lease = lender.lend([("query", array(base))], [])
+    lease.order({})
+    lease.finish()
+    lender.driver.numbers[lease.fences.done] = lease.fences.value  # the plugin's work is done
+    lender.lose()
+    assert not lender.void
+    lender.lend([("query", array(base))], [])
+
+
+def test_nvrtc_is_found_among_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda_nvrtc/lib/libnvrtc.so.12", "cu13/lib/libnvrtc.so.13", "cu13/lib/libnvrtc-builtins.so.13.0"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.delenv(_cuda.NVRTC, raising=False)
+    newest = tmp_path / "cu13" / "lib" / "libnvrtc.so.13"
+    assert _cuda.find_nvrtc() == newest and _cuda.environment() == [f"{_cuda.NVRTC}={newest}"]
+    monkeypatch.setenv(_cuda.NVRTC, "/mine")
+    assert _cuda.environment() == []
+    monkeypatch.delenv(_cuda.NVRTC)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert _cuda.find_nvrtc() is None and _cuda.environment() == []
