@@ -35,7 +35,7 @@ type LockedEntry struct {
 
 const (
 	lockVersion = 1
-	maxLock     = 4 << 20
+	maxLock     = 1 << 20
 
 	addHint = "run: trivium plugin add"
 )

@@ -51,12 +51,18 @@ func takeOver(conn int) error {
 		return fmt.Errorf("what the host sent: %w", err)
 	}
 	controls, err := unix.ParseSocketControlMessage(rights[:rn])
-	if err != nil || len(controls) != 1 {
-		return fmt.Errorf("the host sent %d sets of descriptors, %w: want one", len(controls), err)
+	if err != nil {
+		return fmt.Errorf("what the host sent: %w", err)
+	}
+	if len(controls) != 1 {
+		return fmt.Errorf("the host sent %d sets of descriptors: want one", len(controls))
 	}
 	fds, err := unix.ParseUnixRights(&controls[0])
-	if err != nil || len(fds) != 3 {
-		return fmt.Errorf("the host sent %d descriptors, %w: want 3", len(fds), err)
+	if err != nil {
+		return fmt.Errorf("what the host sent: %w", err)
+	}
+	if len(fds) != 3 {
+		return fmt.Errorf("the host sent %d descriptors: want 3", len(fds))
 	}
 	var numbers []string
 	for _, fd := range fds {

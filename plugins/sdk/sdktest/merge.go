@@ -61,7 +61,7 @@ func result(t *testing.T, o core.MergeOperand) []float32 {
 	return numbers
 }
 
-func (s *suite) mergeRequest(t *testing.T, size int, number func(source, i int) float32) *core.MergeRequest {
+func (s *suite) mergeRequest(t *testing.T, size int) *core.MergeRequest {
 	t.Helper()
 	params, err := s.info.Validate(nil, 0)
 	if err != nil {
@@ -71,7 +71,7 @@ func (s *suite) mergeRequest(t *testing.T, size int, number func(source, i int) 
 	make32 := func(source int) []float32 {
 		numbers := make([]float32, size)
 		for i := range numbers {
-			numbers[i] = number(source, i)
+			numbers[i] = wave(source, i)
 		}
 		return numbers
 	}
@@ -97,7 +97,7 @@ func (s *suite) mergeOnce(t *testing.T, req *core.MergeRequest) (*core.MergeResp
 // sizes that fit no tile, and the same each time.
 func (s *suite) numbers(t *testing.T) {
 	for _, size := range []int{1, 5, 1000, 65_537} {
-		req := s.mergeRequest(t, size, wave)
+		req := s.mergeRequest(t, size)
 		response, err := s.mergeOnce(t, req)
 		if err != nil {
 			t.Fatalf("size %d: %v", size, err)
@@ -119,7 +119,7 @@ func (s *suite) mergeWeights(t *testing.T) {
 	if !ok {
 		t.Skip("it is not linear")
 	}
-	req := s.mergeRequest(t, 1000, wave)
+	req := s.mergeRequest(t, 1000)
 	weights, err := weigher.Weights(t.Context(), &core.WeightsRequest{Sources: mergeSources, Steps: req.Steps, Params: req.Params})
 	if err != nil || len(weights) != mergeSources {
 		t.Fatalf("weights %v, %v: want %d", weights, err, mergeSources)
@@ -145,7 +145,7 @@ func (s *suite) mergeErrors(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	beyond := s.mergeRequest(t, 100, wave)
+	beyond := s.mergeRequest(t, 100)
 	beyond.Tensors[0].Outputs[0].Extent.Offset = 1 << 40
 	if _, err := s.mergeOnce(t, beyond); err == nil {
 		t.Error("an output outside of its file: no error")
@@ -153,7 +153,7 @@ func (s *suite) mergeErrors(t *testing.T) {
 }
 
 func (s *suite) mergeLeaks(t *testing.T) {
-	req := s.mergeRequest(t, 1000, wave)
+	req := s.mergeRequest(t, 1000)
 	for range 5 {
 		if _, err := s.mergeOnce(t, req); err != nil {
 			t.Fatal(err)
@@ -171,7 +171,7 @@ func (s *suite) mergeLeaks(t *testing.T) {
 }
 
 func (s *suite) mergeCrash(t *testing.T) {
-	req := s.mergeRequest(t, 65_537, wave)
+	req := s.mergeRequest(t, 65_537)
 	if _, err := s.mergeOnce(t, req); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,9 @@ import (
 	"github.com/trivium-ml/trivium/core"
 )
 
+// trainLength is of the model that plans are asked for.
+const trainLength = 2048
+
 // position tries a position strategy.
 func (s *suite) position(t *testing.T) {
 	t.Run("plans", s.plans)
@@ -27,12 +30,12 @@ func frequencies(headDim int) []float64 {
 }
 
 // plan asks without the engine's cache in between: each length is another request.
-func (s *suite) plan(t *testing.T, headDim int, length, train int64) *core.PositionPlan {
+func (s *suite) plan(t *testing.T, headDim int, length int64) *core.PositionPlan {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	plan, err := s.engine.Plan(ctx, s.info.Name, &core.PositionRequest{
-		HeadDim: headDim, InvFreq: frequencies(headDim), Length: length, TrainLength: train,
+		HeadDim: headDim, InvFreq: frequencies(headDim), Length: length, TrainLength: trainLength,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +48,7 @@ func (s *suite) plan(t *testing.T, headDim int, length, train int64) *core.Posit
 func (s *suite) plans(t *testing.T) {
 	for _, headDim := range []int{2, 64, 128} {
 		for _, length := range []int64{1, 7, 2048, 2049, 100_000} {
-			plan := s.plan(t, headDim, length, 2048) // validated by the engine
+			plan := s.plan(t, headDim, length) // validated by the engine
 			for _, pair := range [][2]int64{{0, 0}, {length - 1, 0}, {length - 1, length - 1}, {length - 1, length / 2}, {length / 2, length / 3}} {
 				m, n := pair[0], pair[1]
 				bands := 0
@@ -77,13 +80,13 @@ func (s *suite) fresh(t *testing.T, headDim int, length int64) *core.PositionPla
 	}
 	other := *s
 	other.engine = core.NewEngine(registry, nil)
-	return other.plan(t, headDim, length, 2048)
+	return other.plan(t, headDim, length)
 }
 
 func (s *suite) positionErrors(t *testing.T) {
 	for name, params := range s.badParameters() {
 		_, err := s.engine.Plan(t.Context(), s.info.Name, &core.PositionRequest{
-			HeadDim: 64, InvFreq: frequencies(64), Length: 4096, TrainLength: 2048, Params: params,
+			HeadDim: 64, InvFreq: frequencies(64), Length: 4096, TrainLength: trainLength, Params: params,
 		})
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -94,10 +97,10 @@ func (s *suite) positionErrors(t *testing.T) {
 }
 
 func (s *suite) positionLeaks(t *testing.T) {
-	s.plan(t, 64, 10_000, 2048)
+	s.plan(t, 64, 10_000)
 	descriptors := s.descriptors(t)
 	for i := range 100 {
-		s.plan(t, 64, int64(10_001+i), 2048)
+		s.plan(t, 64, int64(10_001+i))
 	}
 	if after := s.descriptors(t); after > descriptors+2 {
 		t.Errorf("%d descriptors are open in the plugin, %d were 100 calls before", after, descriptors)
@@ -105,15 +108,15 @@ func (s *suite) positionLeaks(t *testing.T) {
 }
 
 func (s *suite) positionCrash(t *testing.T) {
-	s.plan(t, 64, 20_000, 2048)
+	s.plan(t, 64, 20_000)
 	s.killDuring(t, func(ctx context.Context) error {
 		for i := range int64(1_000_000) {
-			req := &core.PositionRequest{HeadDim: 64, InvFreq: frequencies(64), Length: 30_000 + i, TrainLength: 2048}
+			req := &core.PositionRequest{HeadDim: 64, InvFreq: frequencies(64), Length: 30_000 + i, TrainLength: trainLength}
 			if _, err := s.engine.Plan(ctx, s.info.Name, req); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	s.plan(t, 64, 20_001, 2048)
+	s.plan(t, 64, 20_001)
 }
