@@ -63,7 +63,9 @@ func open(t testing.TB, o host.Options) (*host.Host, *core.Engine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Launcher = binary
+	if o.Launcher == "" {
+		o.Launcher = binary
+	}
 	if o.Log == nil {
 		o.Log = logrus.New()
 		o.Log.SetOutput(io.Discard)
