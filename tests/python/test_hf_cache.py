@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -238,6 +240,13 @@ def test_values_follow_keys(rng: np.random.Generator) -> None:
         assert torch.equal(got_v, -got_k)
     layer.reorder_cache(torch.tensor([1, 0]))
     assert torch.equal(layer.values, -layer.keys)
+
+
+def test_a_cache_may_outlive_everything() -> None:
+    """One that a script still holds when the interpreter ends says nothing."""
+    source = "import torch, trivium.hf as h; c = h.Cache(); x = torch.ones(1, 2, 3, 8); kept = c.update(x, x, 0)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 # Mistakes

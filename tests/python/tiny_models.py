@@ -49,7 +49,7 @@ ALL: dict[str, Callable[[], Any]] = {
 }
 
 # The oldest supported release does not know all of them.
-YOUNG = {"gpt-oss-sinks": "GptOssConfig"}
+YOUNG = {"gpt-oss-sinks": "GptOssConfig", "exaone4-no-rope": "Exaone4Config"}
 FAMILIES = {name: make for name, make in ALL.items() if hasattr(transformers, YOUNG.get(name, "LlamaConfig"))}
 
 

@@ -66,8 +66,9 @@ class Memory:
         return self._interface
 
     def __del__(self) -> None:
-        # A forked child shares the memory and must neither free it nor enter Go.
-        if not _bridge.forked() and self._array.release:
+        # A forked child shares the memory and must neither free it nor enter Go; when
+        # the interpreter ends, modules may be gone, and all memory goes with the process.
+        if _bridge is not None and not _bridge.forked() and self._array.release:
             self._array.release(ctypes.addressof(self._array))
 
 
