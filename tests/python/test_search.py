@@ -26,10 +26,10 @@ def ids(n: int = 600) -> torch.Tensor:
 def test_search_takes_what_keeps_most(tmp_path: Path) -> None:
     model = build("llama")
     seen = []
-    found = search(model, ids(), candidates=CANDIDATES, progress=lambda done, all: seen.append((done, all)), **SHAPE)
+    found = search(model, ids(), candidates=CANDIDATES, budget=1, progress=lambda done, all: seen.append((done, all)), **SHAPE)
     assert seen == [(1, 3), (2, 3), (3, 3)] and len(found.heads) == 12
     assert model.config._attn_implementation == "eager"
-    alone = [search(model, ids(), candidates=[c], **SHAPE) for c in CANDIDATES]
+    alone = [search(model, ids(), candidates=[c], budget=1, **SHAPE) for c in CANDIDATES]
     for at, head in enumerate(found.heads):
         kept = {run.heads[at].candidate: run.heads[at].coverage for run in alone}
         assert head.coverage == max(kept.values()) == kept[head.candidate]
@@ -53,6 +53,14 @@ def test_gamma_takes_the_sparsest_that_reaches_it() -> None:
     assert all(h.reached and h.candidate != every for h in found.heads)
     found = search(model, ids(), candidates=[every, *CANDIDATES], gamma=0.9999, **SHAPE)
     assert all(h.candidate == every and h.coverage == pytest.approx(1) for h in found.heads)
+
+
+def test_a_budget_leaves_what_is_denser_aside() -> None:
+    every = Candidate("vertical_and_slash", 600, 600)
+    found = search(build("llama"), ids(), candidates=[every, *CANDIDATES], budget=0.9, **SHAPE)
+    assert all(h.candidate != every and h.density <= 0.9 for h in found.heads)
+    found = search(build("llama"), ids(), candidates=[every, CANDIDATES[0]], budget=0.01, **SHAPE)
+    assert all(h.candidate == CANDIDATES[0] for h in found.heads)
 
 
 def test_too_short_a_text_is_refused() -> None:

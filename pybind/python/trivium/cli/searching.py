@@ -16,7 +16,8 @@ def search(
     text: Annotated[Optional[Path], typer.Option(help="a long text; default the demo's book")] = None,
     model_dir: Annotated[Optional[Path], typer.Option(help="a transformers model folder; default SmolLM2")] = None,
     length: Annotated[int, typer.Option(min=512, help="tokens of the text")] = 8192,
-    gamma: Annotated[Optional[float], typer.Option(help="take the sparsest pattern that keeps so much; default the one that keeps most")] = None,
+    gamma: Annotated[Optional[float], typer.Option(help="take the sparsest pattern that keeps so much; default the one within the budget that keeps most")] = None,
+    budget: Annotated[float, typer.Option(min=0, max=1, help="without gamma: leave patterns of a higher density aside")] = 0.5,
     skip: Annotated[int, typer.Option(min=0, help="rows at the start that do not count")] = 2500,
     probe_rows: Annotated[int, typer.Option(min=2, help="random rows of each head to measure on")] = 256,
     dtype: Annotated[str, typer.Option(help="of the model")] = "float32",
@@ -31,7 +32,7 @@ def search(
     model, tokenizer = load_model(model_dir or smollm2(lambda _: None), dtype)
     ids = tokenizer(text.read_text() if text else book(), return_tensors="pt").input_ids[:, :length]
     with ProgressBar("layers", shown=output is Output.text) as bar:
-        found = find(model, ids, gamma=gamma, skip=skip, probe_rows=probe_rows, progress=bar)
+        found = find(model, ids, gamma=gamma, budget=budget, skip=skip, probe_rows=probe_rows, progress=bar)
     found.save(to)
     kinds = Counter(f"{h.candidate.pattern} {h.candidate.first}, {h.candidate.second}" for h in found.heads)
     result = {

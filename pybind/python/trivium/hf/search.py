@@ -99,6 +99,7 @@ def search(
     *,
     candidates: Sequence[Candidate] = CANDIDATES,
     gamma: float | None = None,
+    budget: float = 0.5,
     skip: int = 2500,
     probe_rows: int = 256,
     block_size: int = 128,
@@ -115,7 +116,10 @@ def search(
     gamma : float, optional
         Take the sparsest candidate whose coverage reaches gamma by its lower bound,
         and the one with the highest coverage where none does. Default: the highest
-        coverage, as the paper does, whose candidates cost about the same.
+        coverage within the budget.
+    budget : float
+        Without a gamma: candidates with a higher density are left aside, since those
+        of the paper cost about the same on its long samples but not on short ones.
     skip : int
         Rows at the start that do not count: they see too little to tell.
     probe_rows : int
@@ -142,7 +146,7 @@ def search(
                     probe_rows=probe_rows, block_size=block_size, seed=seed, return_report=True,
                 )  # fmt: skip
                 tried.append(report.heads)
-            patterns.heads += [_best(layer, h, candidates, [heads[h] for heads in tried], gamma) for h in range(query.shape[1])]
+            patterns.heads += [_best(layer, h, candidates, [heads[h] for heads in tried], gamma, budget) for h in range(query.shape[1])]
             if progress:
                 progress(layer + 1, layers)
 
@@ -151,12 +155,16 @@ def search(
     return patterns
 
 
-def _best(layer: int, head: int, candidates: Sequence[Candidate], tried: list[HeadReport], gamma: float | None) -> Found:
+def _best(layer: int, head: int, candidates: Sequence[Candidate], tried: list[HeadReport], gamma: float | None, budget: float) -> Found:
     def lower(at: int) -> float:
         return tried[at].coverage_lower or 0.0
 
     order = sorted(range(len(tried)), key=lambda at: (-(tried[at].coverage or 0.0), tried[at].density))
     reached = [at for at in order if gamma is not None and lower(at) >= gamma]
-    best = min(reached, key=lambda at: (tried[at].density, -lower(at))) if reached else order[0]
+    within = [at for at in order if tried[at].density <= budget] or [min(order, key=lambda at: tried[at].density)]
+    if reached:
+        best = min(reached, key=lambda at: (tried[at].density, -lower(at)))
+    else:
+        best = within[0] if gamma is None else order[0]
     report = tried[best]
     return Found(layer, head, candidates[best], report.coverage or 0.0, report.density, gamma is None or bool(reached))
