@@ -4,8 +4,11 @@
 package compat
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,14 +26,14 @@ import (
 func TestMain(m *testing.M) { sdktest.Main(m, sdk.Config{}) }
 
 func TestPluginOfProtocol1(t *testing.T) {
-	dir := build(t, "sdk-protocol1.tar.xz")
+	dir := build(t, "sdk-protocol1.tar.gz")
 	sdktest.RunPlugin(t, dir)
 }
 
 // TestManifestOfTheFuture checks that fields that this host does not know do
 // not keep it from using a plugin.
 func TestManifestOfTheFuture(t *testing.T) {
-	dir := build(t, "sdk-protocol1.tar.xz")
+	dir := build(t, "sdk-protocol1.tar.gz")
 	path := filepath.Join(dir, "manifest.json")
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -61,7 +64,7 @@ func build(t *testing.T, archive string) string {
 	if err := os.Mkdir(module, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	run(t, ".", "tar", "-xJf", filepath.Join("testdata", archive), "-C", module)
+	unpack(t, filepath.Join("testdata", archive), module)
 	source, err := os.ReadFile("testdata/plugin/main.go.txt")
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +101,40 @@ func build(t *testing.T, archive string) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+func unpack(t *testing.T, archive, to string) {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	packed, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r := tar.NewReader(packed); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(to, h.Name)
+		if h.Typeflag == tar.TypeDir {
+			err = os.MkdirAll(path, 0o700)
+		} else {
+			var text []byte
+			if text, err = io.ReadAll(r); err == nil {
+				err = os.WriteFile(path, text, 0o600)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // requirements makes the plugin's go.mod from that of the SDK.
