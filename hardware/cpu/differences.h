@@ -68,6 +68,31 @@ static void NAME(products)(const trivium_products *p, void *scratch) {
 
 // --- magnitudes ---
 
+// Moves the bits with a prefix to the front and gives their number.
+#if LANES == 16
+static int with_prefix(uint32_t *bits, int n, int known, uint32_t prefix) {
+    int hits = 0;
+    for (int i = 0; i < n; i += LANES) {
+        __mmask16 there = n - i < LANES ? (__mmask16)((1u << (n - i)) - 1) : 0xffff;
+        __m512i x = _mm512_maskz_loadu_epi32(there, bits + i);
+        __mmask16 match = _mm512_mask_cmpeq_epi32_mask(there, _mm512_srl_epi32(x, _mm_cvtsi32_si128(known)), _mm512_set1_epi32((int)prefix));
+        _mm512_storeu_si512(bits + hits, _mm512_maskz_compress_epi32(match, x)); // not beyond what was loaded
+        hits += __builtin_popcount(match);
+    }
+    return hits;
+}
+#else
+static int with_prefix(uint32_t *bits, int n, int known, uint32_t prefix) {
+    int hits = 0;
+    for (int i = 0; i < n; i++) { // without a jump that nobody could foretell
+        uint32_t x = bits[i];
+        bits[hits] = x;
+        hits += x >> known == prefix;
+    }
+    return hits;
+}
+#endif
+
 static void count_magnitudes(const trivium_walk *w, difference_scratch *s, const float *x, int n) {
     uint32_t mask = (1u << (w->known - w->shift)) - 1;
     for (int i = 0; i < n; i++) {
@@ -76,16 +101,7 @@ static void count_magnitudes(const trivium_walk *w, difference_scratch *s, const
         bits &= 0x7fffffff;
         s->bits[i] = bits > 0x7f800000 ? 0x7fc00000 : bits; // NaN is one magnitude, the largest
     }
-    int hits = n;
-    if (w->known < 32) { // without a jump that nobody could foretell
-        uint32_t prefix = w->prefix >> w->known;
-        hits = 0;
-        for (int i = 0; i < n; i++) {
-            uint32_t bits = s->bits[i];
-            s->bits[hits] = bits;
-            hits += bits >> w->known == prefix;
-        }
-    }
+    int hits = w->known < 32 ? with_prefix(s->bits, n, w->known, w->prefix >> w->known) : n;
     for (int i = 0; i < hits; i++) w->counts[s->bits[i] >> w->shift & mask]++;
 }
 

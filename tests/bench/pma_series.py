@@ -3,7 +3,7 @@
     python pma_series.py out/pma-bytes
     python pma_tiny.py out/pma-bytes --sizes 2 3 4 6 8 12 --intervals 100 200 --individuals
 
-A byte-level Llama (64 wide, 3 layers, context 128, 0.2 M parameters) on the sources of Python's standard library, with
+A byte-level Llama (64 wide, 3 layers, context 128, 0.18 M parameters) on the sources of Python's standard library, with
 other files held out; AdamW, warm-up, then a constant rate (warm-up - stable - decay), a checkpoint each ``--every``
 steps in bfloat16, and from two of them a branch whose rate falls to zero. A few minutes on two cores.
 """

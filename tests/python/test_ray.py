@@ -108,3 +108,19 @@ def test_errors_come_back(cluster, sources, tmp_path):
 def test_urls_are_refused(tmp_path):
     with pytest.raises(trivium.Unsupported, match="mount"):
         trivium.merge(["s3://bucket/step-1"], tmp_path / "out", ray=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        (["A", "B", "--ray", "--out", "D"], ["A", "B", "--ray", "here", "--out", "D"]),
+        (["A", "--out", "D", "--ray"], ["A", "--out", "D", "--ray", "here"]),
+        (["--ray", "A", "B", "--out", "D"], ["--ray", "here", "A", "B", "--out", "D"]),
+        (["--ray", "10.0.0.1:6379", "A", "--out", "D"], ["--ray", "10.0.0.1:6379", "A", "--out", "D"]),
+        (["--ray", "auto", "A", "--out", "D"], ["--ray", "auto", "A", "--out", "D"]),
+    ],
+)
+def test_the_address_may_be_left_out(words, full):
+    from trivium.cli.merging import _with_address
+
+    assert _with_address(words) == full
