@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "wrong log level": (lambda: trivium.Engine(log_level="loud"), trivium.InvalidArgument, "debug"),
     "closed engine": (lambda: attend(engine=closed()), trivium.EngineClosed, "trivium.Engine()"),
     "blocks of another head": (lambda: trivium.select(Q, K, strategy="dense").blocks(0, 9), trivium.InvalidArgument, "4 heads"),
-    "a matrix that is too large": (lambda: plan().relative_positions(10**6), trivium.InvalidArgument, "plan.relative"),
+    "a matrix of no tokens": (lambda: plan().relative_positions(0), trivium.InvalidArgument, "want"),
     "no probe rows": (lambda: trivium.Report("x", "cpu", 1, 1.0, Times()).plot(), trivium.InvalidArgument, "probe_rows"),
     "a table of a spreadsheet": (lambda: attend(return_report=True)[1].table("excel"), trivium.InvalidArgument, "pandas"),
     "patch of something else": (lambda: trivium.patch("llama").__enter__(), trivium.InvalidArgument, "transformers model"),
