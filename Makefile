@@ -16,7 +16,7 @@ RACE := ./core/... ./plugins/... ./pybind/...
 
 # package:target; each is fuzzed for FUZZTIME beyond its committed corpus.
 FUZZ := core/checkpoint:FuzzHeader core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema plugins/host:FuzzManifest \
-	plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/wire:FuzzDecode plugins/wire:FuzzBlockMask
+	plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/lane:FuzzParse plugins/wire:FuzzDecode plugins/wire:FuzzBlockMask
 FUZZTIME ?= 2s
 EXAMPLES := dilated-window shrunk-positions
 

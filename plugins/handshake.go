@@ -25,9 +25,9 @@ const (
 	ProgramFD     = 6 // the verified program, where an interpreter or a launcher needs it
 )
 
-// Methods of the lane: the number stands for the gRPC method of that name, whose
-// messages it takes.
-const LaneAttend = 1 // AttentionService.Attend
+// LaneAttend is the method of the lane that stands for AttentionService.Attend,
+// whose messages it takes.
+const LaneAttend = 1
 
 // Environment of a plugin process, set by the host.
 const (

@@ -36,10 +36,11 @@ func (s *session) AddMeans(ctx context.Context, masks []hardware.Blocks) error {
 		return err
 	}
 	d, err := s.means(keys, values)
-	defer d.Close()
 	if err != nil {
+		d.Close()
 		return err
 	}
+	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
 	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
 		return err

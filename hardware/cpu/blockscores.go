@@ -95,10 +95,11 @@ func (s *session) SquareMass(ctx context.Context, stride, blockSize int, scale f
 		return nil, fmt.Errorf("cpu: squares of %d in blocks of %d, causal %v: want causal, and a stride that divides the block", stride, blockSize, s.request.Causal)
 	}
 	d, err := s.squares(stride, scale)
-	defer d.Close()
 	if err != nil {
+		d.Close()
 		return nil, err
 	}
+	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
 	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
 		return nil, err
@@ -201,10 +202,11 @@ func (s *session) MeanScores(ctx context.Context, blockSize int) ([]hardware.Blo
 		return nil, err
 	}
 	d, err := s.means(means, nil)
-	defer d.Close()
 	if err != nil {
+		d.Close()
 		return nil, err
 	}
+	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
 	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
 		return nil, err

@@ -77,8 +77,8 @@ type handles[T any] struct {
 	held  map[string]T
 }
 
-func newHandles[T any](open func(string) (T, error), close func(T) error) *handles[T] {
-	return &handles[T]{open: open, close: close, held: map[string]T{}}
+func newHandles[T any](open func(string) (T, error), closeOne func(T) error) *handles[T] {
+	return &handles[T]{open: open, close: closeOne, held: map[string]T{}}
 }
 
 // get opens a handle unless it is open.

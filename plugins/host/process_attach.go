@@ -77,7 +77,7 @@ func (c *child) awaitAttached() {
 	c.running, c.status = false, exitedWell
 	unix.Close(c.pidfd)
 	c.mu.Unlock()
-	c.stdout.expire(drainTime)
-	c.stderr.expire(drainTime)
+	c.stdout.expire()
+	c.stderr.expire()
 	close(c.exited)
 }

@@ -182,8 +182,8 @@ func (c *child) reap() {
 		c.status = err.Error()
 	}
 	c.mu.Unlock()
-	c.stdout.expire(drainTime)
-	c.stderr.expire(drainTime)
+	c.stdout.expire()
+	c.stderr.expire()
 	close(c.exited)
 }
 
@@ -310,7 +310,8 @@ func (p *pipeReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *pipeReader) expire(after time.Duration) {
+// expire lets the reader end after drainTime.
+func (p *pipeReader) expire() {
 	// Fails only on a closed pipe, which has no reader to end.
-	_ = p.SetReadDeadline(time.Now().Add(after))
+	_ = p.SetReadDeadline(time.Now().Add(drainTime))
 }

@@ -121,7 +121,7 @@ func (c *Caller) Send(id uint64, method uint16, timeout time.Duration, marshal f
 	for {
 		// There is room: the plugin has read every earlier packet, or is lost.
 		_, err = unix.SendmsgN(c.fd, packet, nil, nil, unix.MSG_NOSIGNAL)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

@@ -1,6 +1,7 @@
 package lane
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -40,7 +41,7 @@ func Serve(end *os.File, handle Handler, greeted func()) error {
 	var reply []byte
 	for {
 		n, err := await(fd, in)
-		if err == unix.EINTR || err == unix.EAGAIN {
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
 			continue
 		}
 		if err != nil || n == 0 {
@@ -66,7 +67,7 @@ func Serve(end *os.File, handle Handler, greeted func()) error {
 
 // await receives a packet: the next call often follows soon.
 func await(fd int, in []byte) (n int, err error) {
-	if n, err = spin(fd, in); err != unix.EAGAIN {
+	if n, err = spin(fd, in); !errors.Is(err, unix.EAGAIN) {
 		return n, err
 	}
 	if err = poll(fd, unix.POLLIN); err != nil {
@@ -106,13 +107,13 @@ func (s server) send(h header, body []byte) error {
 	packet := append(s.out[:headerSize], body...)
 	for {
 		_, err := unix.SendmsgN(s.fd, packet, nil, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EAGAIN {
+		if errors.Is(err, unix.EAGAIN) {
 			err = poll(s.fd, unix.POLLOUT)
 			if err == nil {
 				continue
 			}
 		}
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

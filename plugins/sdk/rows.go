@@ -30,7 +30,7 @@ func (r *tensorRows) at(index []int) unsafe.Pointer {
 	for i, x := range index {
 		n += int64(x) * r.strides[i]
 	}
-	return unsafe.Add(r.base, n*int64(r.dtype.Size()))
+	return unsafe.Add(r.base, n*r.dtype.Size())
 }
 
 func (r *tensorRows) read(to []float64, index ...int) {

@@ -25,7 +25,7 @@ func (e elements) pointer(index []int) unsafe.Pointer {
 	for i, x := range index {
 		n += int64(x) * e.strides[i]
 	}
-	return unsafe.Add(e.base, n*int64(e.dtype.Size()))
+	return unsafe.Add(e.base, n*e.dtype.Size())
 }
 
 func (e elements) at(index ...int) float64 {

@@ -56,8 +56,8 @@ func (c *Call) repeatPairs(sequence, head, distance int, mask *hardware.Blocks) 
 			score += query[i] * key[i]
 		}
 		score *= scale
-		if cap := c.Problem.Softcap; cap > 0 {
-			score = cap * math.Tanh(score/cap)
+		if softcap := c.Problem.Softcap; softcap > 0 {
+			score = softcap * math.Tanh(score/softcap)
 		}
 		before := float64(s.LSE[head][row])
 		after := max(before, score) + math.Log1p(math.Exp(-math.Abs(before-score)))
