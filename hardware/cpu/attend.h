@@ -24,6 +24,7 @@ typedef struct {
 } key_tile;
 
 static key_tiles first_tiles(const trivium_attend *c, const tile_rows *t) {
+    if (!t->rows) return (key_tiles){.call = c, .block = c->blocks}; // no keys either
     int64_t low = first_visible(t->problem, t->position[0]) / PANEL * PANEL;
     int64_t high = last_visible(t->problem, t->position[t->rows - 1], t->head->keys->key.rows);
     key_tiles k = {.call = c, .low = low, .high = high};
