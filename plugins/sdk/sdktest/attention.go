@@ -369,6 +369,7 @@ func (s *suite) cancellation(t *testing.T) {
 	s.attend(t, s.request(t, s.small()))
 	before := s.pid()
 	req := s.request(t, p)
+	live := s.host.Stats().Memory.Live
 	for _, after := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		began := time.Now()
@@ -381,6 +382,8 @@ func (s *suite) cancellation(t *testing.T) {
 			t.Errorf("cancelled after %v, it went on for %v: look at ctx in your loops", after, took)
 		}
 	}
+	// The host gives memory back, or kills the process for it.
+	within(10*time.Second, func() bool { return s.host.Stats().Memory.Live <= live })
 	s.attend(t, s.request(t, s.small()))
 	if after := s.pid(); after != before {
 		t.Errorf("process %d became %d: the host had to kill it to get its memory back", before, after)
@@ -397,9 +400,7 @@ func (s *suite) leaks(t *testing.T) {
 	for range 100 {
 		s.attend(t, req)
 	}
-	if after := s.descriptors(t); after > descriptors+2 {
-		t.Errorf("%d descriptors are open in the plugin, %d were 100 calls before", after, descriptors)
-	}
+	s.checkDescriptors(t, descriptors, 100)
 	if after := s.host.Stats().Memory.Live; after > live {
 		t.Errorf("%d segments are live, %d were 100 calls before", after, live)
 	}
@@ -438,4 +439,6 @@ func (s *suite) killDuring(t *testing.T, do func(context.Context) error) {
 			t.Errorf("the error does not say that the process was killed: %v", err)
 		}
 	}
+	// A call that begins before the death is noticed fails with it.
+	within(10*time.Second, func() bool { return s.pid() != victim })
 }

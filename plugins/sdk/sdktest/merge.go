@@ -165,9 +165,7 @@ func (s *suite) mergeLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := s.descriptors(t); after > descriptors+2 {
-		t.Errorf("%d descriptors are open in the plugin, %d were 50 calls before", after, descriptors)
-	}
+	s.checkDescriptors(t, descriptors, 50)
 }
 
 func (s *suite) mergeCrash(t *testing.T) {

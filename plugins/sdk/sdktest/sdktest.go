@@ -174,6 +174,25 @@ func (s *suite) descriptors(t *testing.T) int {
 	return len(open)
 }
 
+// checkDescriptors waits a moment: the host tells of what it dropped when it can.
+func (s *suite) checkDescriptors(t *testing.T, before, calls int) {
+	t.Helper()
+	var now int
+	if !within(5*time.Second, func() bool { now = s.descriptors(t); return now <= before+2 }) {
+		t.Errorf("%d descriptors are open in the plugin, %d were %d calls before", now, before, calls)
+	}
+}
+
+// within reports whether something comes true in time.
+func within(limit time.Duration, holds func() bool) bool {
+	for deadline := time.Now().Add(limit); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
 // want checks the kind of an error, and that it says which strategy it is of.
 func (s *suite) want(t *testing.T, err error, kinds ...core.ErrorKind) {
 	t.Helper()
