@@ -130,7 +130,7 @@ read_only = np.broadcast_to(np.zeros((1, 4), np.float32), (3, 4))
         pytest.param(None, "is a NoneType", "numpy.asarray", id="none"),
         pytest.param(pa.array([1.0, None], pa.float32()), "nulls", "", id="arrow nulls"),
         pytest.param(pa.array(["a"]), "want numbers", "", id="arrow strings"),
-        pytest.param(pa.array([[1.0], [2.0, 3.0]]), "want numbers", "", id="arrow ragged"),
+        pytest.param(pa.array([[1.0], [2.0, 3.0]]), "want a list of numbers of one length", "", id="arrow ragged"),
         pytest.param(pa.array([True]), "want numbers", "", id="arrow bits"),
     ],
 )
