@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/trivium-ml/trivium/core"
@@ -125,6 +126,9 @@ func (c *call) segment(ctx context.Context, size int64) (*shm.Segment, error) {
 func (c *call) announceError(err error) error {
 	if ended := c.session.Err(); ended != nil {
 		return ended
+	}
+	if errors.Is(err, shm.ErrClosed) { // a moment before the death is known
+		return c.session.broken("announcing memory", err)
 	}
 	return err
 }
