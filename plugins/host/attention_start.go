@@ -21,8 +21,6 @@ import (
 // nothing can interrupt it: a few milliseconds.
 const maxQuickCopy = 32 << 20
 
-const attendMethod = "/trivium.v1.AttentionService/Attend"
-
 var _ core.Starter = (*attender)(nil)
 
 // started is an attention call on its way through the lane.
@@ -95,12 +93,13 @@ func (s *started) send(c *call) error {
 	deadline, _ := s.ctx.Deadline()
 	left := time.Until(deadline)
 	if left <= 0 || s.ctx.Err() != nil {
-		return c.session.outcome(s.ctx, attendMethod, grpcstatus.FromContextError(context.Cause(s.ctx)).Err())
+		return c.session.outcome(s.ctx, pb.AttentionService_Attend_FullMethodName, grpcstatus.FromContextError(context.Cause(s.ctx)).Err())
 	}
-	return c.session.Lane.Send(c.id, plugins.LaneAttend, left, func(to []byte) ([]byte, error) {
-		c.open = true
+	err := c.session.Lane.Send(c.id, plugins.LaneAttend, left, func(to []byte) ([]byte, error) {
 		return proto.MarshalOptions{}.MarshalAppend(to, s.exchange.request)
 	})
+	c.open = err == nil // a packet is sent whole or not at all
+	return err
 }
 
 // Wait implements core.StartedAttention.
@@ -132,7 +131,7 @@ func (s *started) result() (*core.AttentionResponse, error) {
 	c := s.exchange.call
 	reply := &pb.AttendResponse{}
 	err := s.answer(reply)
-	if err = c.answered(c.session.outcome(s.ctx, attendMethod, err)); err != nil {
+	if err = c.answered(c.session.outcome(s.ctx, pb.AttentionService_Attend_FullMethodName, err)); err != nil {
 		return nil, err
 	}
 	return s.exchange.take(reply)
