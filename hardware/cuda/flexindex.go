@@ -20,9 +20,23 @@ type Selection struct {
 	Gamma, Tau           float32
 	HeadGamma, HeadTau   []float32 // nil, or one for each query head instead
 	MinBlocks, MaxBlocks int       // MaxBlocks 0: no limit
-	Released             bool      // as the released code, faults included; otherwise with them mended
-	Interleave           bool      // query head h reads key head h % heads of k, rather than h / group
+	Rule                 Rule
+	Interleave           bool // query head h reads key head h % heads of k, rather than h / group
 }
+
+// Rule is how mass becomes blocks.
+type Rule int
+
+// The rules: as the released code with its faults mended, with them, and by
+// token as in the paper.
+const (
+	Fixed Rule = iota
+	Released
+	Paper
+)
+
+// kernelRules are the rules' numbers in the kernels.
+var kernelRules = map[Rule]C.int{Released: 0, Fixed: 1, Paper: 2}
 
 // Selected is the mask, in memory of the queue that is valid until its next
 // Select, and what it was chosen by: float32 and int32 for each batch and head.
@@ -72,8 +86,8 @@ func (s Selection) validateHeads() error {
 		}
 	}
 	for h := range s.Query.Heads {
-		if gamma := at(s.HeadGamma, h, s.Gamma); !(gamma > 0 && gamma < 1) {
-			return fmt.Errorf("cuda: gamma %g: want (0, 1)", gamma)
+		if gamma := at(s.HeadGamma, h, s.Gamma); !(gamma > 0 && gamma <= 1) {
+			return fmt.Errorf("cuda: gamma %g: want (0, 1]", gamma)
 		}
 	}
 	return nil
@@ -126,13 +140,10 @@ func (q *Queue) indexArgs(s Selection) C.IndexArgs {
 		splits: C.int(ceilDiv(blocks, tiles)), tiles_per_split: C.int(tiles), words: C.int(ceilDiv(blocks, 32)),
 		min_blocks: C.int(max(1, s.MinBlocks)), max_blocks: C.int(maxBlocks),
 		q_offset: C.int(offset), first_block: C.int(offset / Tile), q_blocks: C.int(blocks - offset/Tile),
-		scale: C.float(s.Scale), rule: 1,
+		scale: C.float(s.Scale), rule: kernelRules[s.Rule],
 	}
 	for h := range s.Query.Heads {
 		args.gamma[h], args.tau[h] = C.float(at(s.HeadGamma, h, s.Gamma)), C.float(at(s.HeadTau, h, s.Tau))
-	}
-	if s.Released {
-		args.rule = 0
 	}
 	if s.Interleave {
 		args.interleave = 1

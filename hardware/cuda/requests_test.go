@@ -61,13 +61,13 @@ func TestSelectionRefuses(t *testing.T) {
 		change func(*Selection)
 		say    string
 	}{
-		"keys":      {func(s *Selection) { s.Key.Rows = 2048 }, "no more rows of q"},
-		"chunk":     {func(s *Selection) { s.Query.Rows = 127 }, "a chunk of 127"},
-		"heads":     {func(s *Selection) { s.HeadGamma = []float32{.9} }, "for 1 heads"},
-		"a head":    {func(s *Selection) { s.HeadGamma = []float32{.9, .9, .9, .9, .9, .9, .9, 0} }, "gamma 0"},
-		"short":     {func(s *Selection) { s.Query.Rows, s.Key.Rows = 1024, 1024 }, "more than 1024"},
-		"too long":  {func(s *Selection) { s.Query.Rows, s.Key.Rows = 1<<20, 1<<20 }, "at most"},
-		"gamma one": {func(s *Selection) { s.Gamma = 1 }, "want (0, 1)"},
+		"keys":     {func(s *Selection) { s.Key.Rows = 2048 }, "no more rows of q"},
+		"chunk":    {func(s *Selection) { s.Query.Rows = 127 }, "a chunk of 127"},
+		"heads":    {func(s *Selection) { s.HeadGamma = []float32{.9} }, "for 1 heads"},
+		"a head":   {func(s *Selection) { s.HeadGamma = []float32{.9, .9, .9, .9, .9, .9, .9, 0} }, "gamma 0"},
+		"short":    {func(s *Selection) { s.Query.Rows, s.Key.Rows = 1024, 1024 }, "more than 1024"},
+		"too long": {func(s *Selection) { s.Query.Rows, s.Key.Rows = 1<<20, 1<<20 }, "at most"},
+		"gamma":    {func(s *Selection) { s.Gamma = 1.5 }, "want (0, 1]"},
 	} {
 		s := good()
 		c.change(&s)

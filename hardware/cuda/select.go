@@ -16,6 +16,7 @@ type Chunk struct {
 	Query, Key Tensor
 	Half       bool // fp16 instead of bf16
 	Scale      float32
+	Softcap    float32 // > 0; XAttention's scores have none
 	Offset     int
 	Window     int // > 0: keys at this distance and beyond are not seen
 }
@@ -38,6 +39,16 @@ type XAttention struct {
 	Norm      float32   // divisor of the scores
 }
 
+// Streaming asks for the first key blocks, the nearest ones, and everything for
+// the last query blocks, by position alone.
+type Streaming struct {
+	Chunk
+	SinkBlocks, WindowBlocks, LastBlocks int
+}
+
+// HasStride says whether XAttention's kernels have a stride.
+func HasStride(stride int) bool { return stride == 8 || stride == 16 }
+
 // mostKeyBlocks is what the rows of eight warps hold in shared memory.
 const mostKeyBlocks = 3072
 
@@ -56,8 +67,8 @@ func (c Chunk) validate(name string, parameters []float32) error {
 	if c.Offset < 0 || c.Window < 0 || c.Offset+q.Rows > k.Rows {
 		return fmt.Errorf("cuda: %d queries at offset %d, window %d: want them among the positions of the %d keys", q.Rows, c.Offset, c.Window, k.Rows)
 	}
-	if !(c.Scale > 0) {
-		return fmt.Errorf("cuda: scale %g: want more than 0", c.Scale)
+	if !(c.Scale > 0 && c.Softcap >= 0) {
+		return fmt.Errorf("cuda: scale %g, softcap %g: want more than 0, and not negative", c.Scale, c.Softcap)
 	}
 	if len(parameters) != 1 && len(parameters) != q.Heads || len(parameters) > C.kMostHeads {
 		return fmt.Errorf("cuda: %d values of %s for %d heads: want one, or one for each of up to %d", len(parameters), name, q.Heads, C.kMostHeads)
@@ -81,6 +92,16 @@ func (f FlashPrefill) validate() error {
 	return nil
 }
 
+func (s Streaming) validate() error {
+	if err := s.Chunk.validate("alpha", []float32{0}); err != nil {
+		return err
+	}
+	if s.SinkBlocks < 0 || s.WindowBlocks < 1 || s.LastBlocks < 0 {
+		return fmt.Errorf("cuda: %d sink, %d window and %d last blocks: want a window of 1 or more, none negative", s.SinkBlocks, s.WindowBlocks, s.LastBlocks)
+	}
+	return nil
+}
+
 func (x XAttention) validate() error {
 	if err := x.Chunk.validate("threshold", x.Threshold); err != nil {
 		return err
@@ -90,7 +111,7 @@ func (x XAttention) validate() error {
 			return fmt.Errorf("cuda: threshold %g: want (0, 1]", threshold)
 		}
 	}
-	if x.Stride != 8 && x.Stride != 16 {
+	if !HasStride(x.Stride) {
 		return fmt.Errorf("cuda: stride %d: want 8 or 16 (other strides run on the CPU)", x.Stride)
 	}
 	if !(x.Norm > 0) {
@@ -131,9 +152,30 @@ func (q *Queue) SelectFlashPrefill(f FlashPrefill) (Mask, error) {
 	}
 	return q.runSelector(&args, []launch{
 		{kernel: kernel, entry: "flashprefill_pool", grid: [3]int{padded, kvGroups}, threads: 256, args: pointer},
-		scores,
-		{kernel: kernel, entry: "flashprefill_rows", grid: [3]int{ceilDiv(heads*int(args.q_blocks), 8), 1}, threads: 256, args: pointer},
+		scores, keptRows(kernel, &args),
 	})
+}
+
+// keptRows starts the kernel that turns scores, if there are any, into bits.
+func keptRows(kernel Kernel, args *C.SelectArgs) launch {
+	rows := int(args.batch * args.q_heads * args.q_blocks)
+	return launch{kernel: kernel, entry: "flashprefill_rows", grid: [3]int{ceilDiv(rows, 8), 1}, threads: 256, args: unsafe.Pointer(args)}
+}
+
+// SelectStreaming starts the three kernels of the selection on the queue; see
+// SelectFlashPrefill.
+func (q *Queue) SelectStreaming(s Streaming) (Mask, error) {
+	if err := s.validate(); err != nil {
+		return Mask{}, err
+	}
+	args := q.chunkArgs(s.Chunk, []float32{0}, s.Scale)
+	args.sinks, args.near, args.last = C.int(s.SinkBlocks), C.int(s.WindowBlocks), C.int(s.LastBlocks)
+	if err := q.placeSelector(&args, 0, 0); err != nil {
+		return Mask{}, err
+	}
+	args.scores = 0 // by position alone
+	kernel := attendKernel("flashprefill.cu", 80, false, s.Query.Dim, s.Half)
+	return q.runSelector(&args, []launch{keptRows(kernel, &args)})
 }
 
 // queryChunk is how many query blocks a block of the score kernel takes: about
@@ -176,7 +218,7 @@ func (q *Queue) chunkArgs(c Chunk, parameters []float32, scale float32) C.Select
 		batch: C.int(c.Query.Batch), q_heads: C.int(c.Query.Heads), kv_heads: C.int(c.Key.Heads),
 		q_len: C.int(c.Query.Rows), k_len: C.int(c.Key.Rows), q_offset: C.int(c.Offset), head_dim: C.int(c.Query.Dim),
 		first_block: C.int(first), q_blocks: C.int(ceilDiv(c.Offset%Tile+c.Query.Rows, Tile)), k_blocks: C.int(blocks), words: C.int(ceilDiv(blocks, 32)),
-		window: C.int(c.Window), scale: C.float(scale),
+		window: C.int(c.Window), scale: C.float(scale), softcap: C.float(c.Softcap),
 	}
 	for h := range min(c.Query.Heads, C.kMostHeads) {
 		args.parameter[h] = C.float(parameters[min(h, len(parameters)-1)])

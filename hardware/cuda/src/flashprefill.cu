@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256) flashprefill_rows(const __grid
   const int i = row % a.q_blocks, position = a.first_block + i;
   const int2 seen = visible_blocks(a, position);
   const float* x = a.scores + (long long)row * a.k_blocks;
-  const int past = min(position, a.k_blocks);
+  const int past = a.scores ? min(position, a.k_blocks) : seen.x;
   float best = NEG_INF;
   for (int j = seen.x + lane; j < past; j += 32) best = fmaxf(best, x[j]);
   for (int o = 16; o; o >>= 1) best = fmaxf(best, __shfl_xor_sync(~0u, best, o));

@@ -29,6 +29,11 @@ struct Means {
 __device__ __forceinline__ void store_scores(const SelectArgs& a, float (&s)[64], int i, int head, int column0, float scale_log2) {
   const int lane = threadIdx.x & 31, position = a.first_block + i;
   const int first = position * kTile - a.q_offset;  // query row of the tile's row 0
+  if (a.softcap > 0.0f) {
+    const float most = a.softcap / a.scale, in = 2.0f * 1.44269504f / most;
+#pragma unroll
+    for (int x = 0; x < 64; ++x) s[x] = most * (1.0f - __fdividef(2.0f, exp2_approx(s[x] * in) + 1.0f));
+  }
   if (first < 0 || first + kTile > a.q_len) {
 #pragma unroll
     for (int x = 0; x < 64; ++x) {

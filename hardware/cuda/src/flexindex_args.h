@@ -43,7 +43,8 @@ typedef struct IndexArgs {
   int batch, q_heads, kv_heads, n, d, block, blocks, splits, tiles_per_split, words;
   int min_blocks, max_blocks;
   int q_offset, first_block, q_blocks;
-  int rule;               // 0: as the released code, 1: fixed (budgets in blocks of `block`, diagonals cut at its multiples, 0 log 0 = 0)
+  int rule;               // 0: as the released code, 1: fixed (budgets in blocks of `block`, diagonals cut at its multiples, 0 log 0 = 0),
+                          // 2: the paper's, by token, and the tile that crosses gamma; budgets as in 1
   int interleave;         // query head h reads key head h % kv_heads
   float scale;
   float gamma[kFlexHeads], tau[kFlexHeads];  // of each query head

@@ -1,4 +1,4 @@
-// FlexPrefill's selection on the device (arXiv 2502.20766, rule of the released code unless rule = 1): pooled keys, block
+// FlexPrefill's selection on the device (arXiv 2502.20766, by one of three rules): pooled keys, block
 // scores of query-aware heads, the number of tokens that reach gamma, the best blocks, and a CSR mask. No value is sorted:
 // thresholds come from three exact histograms over the bits of the probabilities (integer sums, so the order of the
 // atomics does not matter). With the two score kernels: 10 launches, no host synchronisation, any length at run time.
@@ -259,11 +259,78 @@ __device__ __forceinline__ u32 kth_largest(const u32* x, int n, int k) {
   return found;
 }
 
+// The same of many values in device memory.
+__device__ __forceinline__ u32 kth_largest_of(const float* x, int n, int k, float* scratch) {
+  u32 found = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const u32 candidate = found | 1u << bit;
+    int count = 0;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < n; i += blockDim.x) count += __float_as_uint(x[i]) >= candidate;
+    if (block_sum((float)count, scratch) >= k) found = candidate;  // exact up to 2^24 values
+  }
+  return found;
+}
+
+// The paper's rule: the fewest single columns, or distances, whose mass reaches gamma, within the budgets, and every block
+// that they touch; of equals the lower. words: `words` of zeros in shared memory. 1024 threads.
+__device__ __forceinline__ void choose_by_token(const IndexArgs& a, int head, int slash, u32* words) {
+  __shared__ float scratch[33];
+  __shared__ int tied_before[33];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  const float* x = (slash ? a.slash : a.vertical) + (long long)head * a.n;
+  const IndexState& state = a.state[2 * head + slash];
+  const int needed = (int)state.above_count + 1;
+  const int keep = (int)min(min(max((long long)needed, (long long)a.min_blocks * a.block), (long long)a.max_blocks * a.block), (long long)a.n);
+  const u32 threshold = keep == needed && !state.complete ? state.prefix : kth_largest_of(x, a.n, keep, scratch);
+  int above = 0;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < a.n; i += blockDim.x) above += __float_as_uint(x[i]) > threshold;
+  int ties = keep - (int)block_sum((float)above, scratch);
+  auto mark = [&](int block) {
+    if (block >= a.blocks) return;
+    const int at = slash ? a.blocks - 1 - block : block;
+    atomicOr(words + at / 32, 1u << (at & 31));
+  };
+  if (threadIdx.x == 0) mark(0);
+  for (int base = 0; base < a.n; base += 1024) {
+    const int i = base + (int)threadIdx.x;
+    const u32 bits = i < a.n ? __float_as_uint(x[i]) : 0;
+    const bool tie = i < a.n && bits == threshold;
+    const u32 tied = __ballot_sync(~0u, tie);
+    __syncthreads();
+    if (lane == 0) tied_before[warp] = __popc(tied);
+    __syncthreads();
+    int before = __popc(tied & ((1u << lane) - 1)), all = 0;
+    for (int w = 0; w < 32; ++w) {
+      if (w < warp) before += tied_before[w];
+      all += tied_before[w];
+    }
+    const u32 taken = __ballot_sync(~0u, i < a.n && (bits > threshold || (tie && before < ties)));
+    ties -= all;
+    if (lane == 0 && taken) {
+      const int token = base + 32 * warp;  // the warp's are of one block
+      mark(token / a.block);
+      // A distance that is no whole number of blocks meets two tiles of each row.
+      if (slash && (taken & (token % a.block ? ~0u : ~1u))) mark(token / a.block + 1);
+    }
+  }
+}
+
 // 8. The best blocks by column and by distance. Grid (2, heads), 1024 threads, shared: blocks words.
 extern "C" __global__ void __launch_bounds__(1024) flexindex_choose(const __grid_constant__ IndexArgs a) {
   extern __shared__ u32 bits[];
   const int slash = blockIdx.x, head = blockIdx.y;
-  int keep = a.min_blocks;
+  u32* out = slash ? a.s_bits + (long long)head * (a.words + 1) : a.v_bits + (long long)head * a.words;
+  if (a.rule == 2 && !a.aware[head]) {
+    for (int i = threadIdx.x; i < a.words + slash; i += blockDim.x) bits[i] = 0;
+    __syncthreads();
+    choose_by_token(a, head, slash, bits);
+    __syncthreads();
+    for (int i = threadIdx.x; i < a.words + slash; i += blockDim.x) out[i] = bits[i];
+    return;
+  }
+  int keep = a.rule == 2 ? 1 : a.min_blocks;
   if (!a.aware[head]) {
     const int tokens = (int)a.state[2 * head + slash].above_count + 1;
     keep = tokens / (a.rule ? a.block : 128) + 1;  // the released code divides by 128 whatever the block is
@@ -275,7 +342,6 @@ extern "C" __global__ void __launch_bounds__(1024) flexindex_choose(const __grid
   __syncthreads();
   const u32 threshold = kth_largest(bits, a.blocks, keep);
   if (threadIdx.x >= 32) return;
-  u32* out = slash ? a.s_bits + (long long)head * (a.words + 1) : a.v_bits + (long long)head * a.words;
   int above = 0;
   for (int i = threadIdx.x; i < a.blocks; i += 32) above += bits[i] > threshold;
   for (int o = 16; o; o >>= 1) above += __shfl_xor_sync(~0u, above, o);
@@ -308,7 +374,7 @@ struct RowMask {
     if (!a.aware[head]) return;
     p = a.block_p + (long long)head * tiles_before(a, a.q_blocks) + tiles_before(a, i - a.first_block);
     threshold = a.state[2 * head].prefix;
-    inclusive = a.state[2 * head].complete != 0;
+    inclusive = a.state[2 * head].complete != 0 || a.rule == 2;  // the paper keeps the tile that crosses gamma
   }
   // Called by the whole warp with w = w0 + lane.
   __device__ __forceinline__ u32 word(int i, int w0) const {

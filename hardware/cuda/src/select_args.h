@@ -11,7 +11,7 @@ typedef struct SelectArgs {
   DEVICE(const void) q;           // [batch, q_heads, q_len, head_dim], strides below in elements
   DEVICE(const void) k;           // [batch, kv_heads, k_len, head_dim]
   DEVICE(void) pooled;            // FlashPrefill: [2, batch, kv_heads, k_blocks rounded up to 128, HEAD_DIM]: means, and what rounding lost
-  DEVICE(float) scores;           // FlashPrefill: [heads, q_blocks, k_blocks], log2; XAttention: [grid, 128, k_blocks]
+  DEVICE(float) scores;           // FlashPrefill: [heads, q_blocks, k_blocks], log2, null: by position alone; XAttention: [grid, 128, k_blocks]
   DEVICE(unsigned int) bits;      // [heads, q_blocks, words]: kept key blocks
   DEVICE(int) row_ptr;            // [heads * q_blocks + 1]
   DEVICE(int) cols;
@@ -22,7 +22,7 @@ typedef struct SelectArgs {
   int q_blocks, k_blocks, words, chunk;
   int window;                     // 0: none
   int sinks, near, last, fewest;  // FlashPrefill, in blocks
-  float scale;
+  float scale, softcap;           // softcap: FlashPrefill, 0: none
   float parameter[kMostHeads];    // alpha or threshold of each query head
 } SelectArgs;
 

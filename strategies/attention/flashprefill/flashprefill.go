@@ -33,8 +33,20 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"With mean_correction lse counts the dropped blocks too, and coverage is still that of the kept ones; a position plan of several bands refuses it.",
 			"A query block keeps the same tiles in any chunk that holds it whole, and all of them when it is among the last of its chunk.",
 			"Scores are those of true positions, without the bands of a position plan.",
+			"cuda: chosen on the device with block_size 128, on the host with multiples of it; mean_correction is refused.",
 		},
-	}, selectBlocks)
+	}, selectBlocks, selectOnDevice)
+}
+
+// denseReason says why a call is attended to densely; "": it is not.
+func denseReason(r *core.AttentionRequest, params core.Params) string {
+	switch {
+	case r.Layer >= 0 && r.Layer < params.Int("dense_layers"):
+		return "one of the first layers"
+	case !r.Causal:
+		return "flashprefill selects for causal attention only"
+	}
+	return ""
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
@@ -42,11 +54,8 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if err != nil {
 		return nil, err
 	}
-	if layer := call.Request.Layer; layer >= 0 && layer < call.Params.Int("dense_layers") {
-		return call.Dense("dense", "one of the first layers"), nil
-	}
-	if !call.Request.Causal {
-		return call.Dense("dense", "flashprefill selects for causal attention only"), nil
+	if reason := denseReason(call.Request, call.Params); reason != "" {
+		return call.Dense("dense", reason), nil
 	}
 	scores, err := call.Session.MeanScores(ctx, size)
 	if err != nil {

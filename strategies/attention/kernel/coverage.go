@@ -53,6 +53,9 @@ func meanCoverage(heads []core.HeadReport) *float64 {
 	return core.Bound(sum / float64(count))
 }
 
+// judgesNote is what coverage means when nothing was asked.
+const judgesNote = "coverage is that of the rows which chose the blocks; ask for probe_rows to measure all"
+
 // reuse takes the rows that the strategy scored for its own purpose.
 func (c *Call) reuse(report *core.Report) {
 	used := false
@@ -70,7 +73,7 @@ func (c *Call) reuse(report *core.Report) {
 		used = true
 	}
 	if used {
-		report.Notes = append(report.Notes, "coverage is that of the rows which chose the blocks; ask for probe_rows to measure all")
+		report.Notes = append(report.Notes, judgesNote)
 	}
 }
 

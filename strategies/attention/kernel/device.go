@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -26,6 +27,13 @@ type DeviceSelection struct {
 	Describe func(heads []core.HeadReport) error
 	// Masked are tiles that the host knows, for strategies that choose there.
 	Masked *core.BlockMask
+	// OfPart: Masked is over the sequences of the part; otherwise of the call.
+	OfPart bool
+	// Heads are reports that come with Masked; nil: they are made of its tiles.
+	Heads []core.HeadReport
+	// Judges are the query rows of each head of the part that the choice was made
+	// by: unless others are asked for, coverage is measured on them. nil: none.
+	Judges [][]int32
 }
 
 // DeviceCall is an attention call on a GPU: what Call is on the CPU.
@@ -36,6 +44,9 @@ type DeviceCall struct {
 	Work    *cuda.Work
 	Half    bool // fp16 rather than bf16
 
+	ctx    context.Context // of the call, which this struct does not outlive
+	kernel *Kernel
+	onHost Selector // the strategy's for the CPU; nil: it has none
 	info   core.Info
 	lane   *cuda.Lane
 	parts  []Part
@@ -55,6 +66,8 @@ type Part struct {
 	LSEBatch, LSEHead         int64           // strides in elements
 	Offset                    int             // position of query row 0
 	Sequences                 []cuda.Sequence // nil: each batch entry is one, at Offset
+	// As they arrived, before the position plan turned them.
+	ArrivedQuery, ArrivedKey cuda.Tensor
 
 	positions rotations
 }
@@ -66,23 +79,27 @@ func (k *Kernel) OnCUDA(lanes *cuda.Lanes) *Kernel {
 }
 
 // attendOnDevice runs a request whose tensors lie on a GPU.
-func (s *strategy) attendOnDevice(req *core.AttentionRequest) (*core.AttentionResponse, error) {
+func (s *strategy) attendOnDevice(ctx context.Context, req *core.AttentionRequest) (*core.AttentionResponse, error) {
 	params, err := s.accept(req)
 	if err != nil {
 		return nil, err
 	}
-	return s.kernel.attendOnDevice(s.info, req, params, s.device)
+	return s.kernel.attendOnDevice(&DeviceCall{ctx: ctx, info: s.info, Request: req, Params: params, onHost: s.choose}, s.device)
 }
 
-func (k *Kernel) attendOnDevice(info core.Info, req *core.AttentionRequest, params core.Params, choose DeviceSelector) (*core.AttentionResponse, error) {
-	response := &core.AttentionResponse{}
-	err := k.onDevice(info, req, params, func(c *DeviceCall) error {
+// attendOnDevice completes a call and runs it.
+func (k *Kernel) attendOnDevice(c *DeviceCall, choose DeviceSelector) (*core.AttentionResponse, error) {
+	response, req := &core.AttentionResponse{}, c.Request
+	err := k.onDevice(c, func() error {
 		for i := range c.parts {
 			if err := c.attend(&c.parts[i], choose); err != nil {
 				return err
 			}
 		}
 		if err := c.clearPadding(); err != nil {
+			return err
+		}
+		if err := c.measure(); err != nil {
 			return err
 		}
 		response.Report = c.finish()
@@ -98,15 +115,15 @@ func (k *Kernel) attendOnDevice(info core.Info, req *core.AttentionRequest, para
 }
 
 // selectOnDevice chooses without attending, and waits.
-func (s *strategy) selectOnDevice(req *core.AttentionRequest) (*core.Selection, error) {
+func (s *strategy) selectOnDevice(ctx context.Context, req *core.AttentionRequest) (*core.Selection, error) {
 	params, err := s.accept(req)
 	if err != nil {
 		return nil, err
 	}
 	wanted := *req
 	wanted.WantMask, wanted.OmitReport = true, false
-	selection := &core.Selection{}
-	err = s.kernel.onDevice(s.info, &wanted, params, func(c *DeviceCall) error {
+	selection, c := &core.Selection{}, &DeviceCall{ctx: ctx, info: s.info, Request: &wanted, Params: params, onHost: s.choose}
+	err = s.kernel.onDevice(c, func() error {
 		for i := range c.parts {
 			if _, err := c.choose(&c.parts[i], s.device); err != nil {
 				return err
@@ -133,21 +150,22 @@ func (s *strategy) accept(req *core.AttentionRequest) (core.Params, error) {
 }
 
 // onDevice prepares a call and lets start put its work on the GPU.
-func (k *Kernel) onDevice(info core.Info, req *core.AttentionRequest, params core.Params, start func(*DeviceCall) error) error {
+func (k *Kernel) onDevice(c *DeviceCall, start func() error) error {
+	req := c.Request
 	lane, err := k.lane(req.Query.Device())
 	if err != nil {
-		return deviceError(info, err)
+		return deviceError(c.info, err)
 	}
-	c := &DeviceCall{Request: req, Params: params, Heads: req.Query.Dim(1), info: info, lane: lane, waits: !req.OmitReport}
+	c.kernel, c.lane, c.Heads, c.waits = k, lane, req.Query.Dim(1), !req.OmitReport
 	if err := c.refuse(); err != nil {
 		return err
 	}
-	return deviceError(info, lane.Do(fence(req.Ready), fence(req.Done), func(work *cuda.Work) error {
+	return deviceError(c.info, lane.Do(fence(req.Ready), fence(req.Done), func(work *cuda.Work) error {
 		c.Work = work
 		if err := c.prepare(); err != nil {
 			return err
 		}
-		return start(c)
+		return start()
 	}))
 }
 
@@ -177,15 +195,13 @@ func (c *DeviceCall) refuse() error {
 		name string
 		used bool
 	}{
-		{"coverage=\"enforce\"", c.Params.Text("coverage") == "enforce"}, {"segment", c.Params.Int("segment") > 0},
 		{"gqa_interleave", c.Params.Bool("gqa_interleave") && r.Key.Dim(1) < c.Heads},
+		{MeanCorrection, c.Params.Bool(MeanCorrection)},
+		{"a position plan in which pairs count twice", r.Position != nil && r.Position.Twice > 0 && r.Query.Dim(2) > 1},
 	} {
 		if p.used {
 			return c.Unsupported("%s", p.name)
 		}
-	}
-	if r.ProbeRows > 0 {
-		c.Note("coverage is not measured on " + r.Query.Device().Kind())
 	}
 	return nil
 }
@@ -216,7 +232,7 @@ func (c *DeviceCall) attend(p *Part, choose DeviceSelector) error {
 	}
 	start := time.Now()
 	if chosen.Masked != nil {
-		err = c.attendMasked(p, chosen.Masked)
+		err = c.attendMasked(p, chosen)
 	} else {
 		err = c.launch(p, chosen.Mask)
 	}
@@ -244,6 +260,9 @@ func (c *DeviceCall) choose(p *Part, choose DeviceSelector) (*DeviceSelection, e
 	case p.Query.Rows == 1 && c.Request.Mask == nil:
 		chosen.Pattern = "dense_decode"
 	default:
+		if c.Params.Text("coverage") == "enforce" || c.Params.Int("segment") > 0 {
+			choose = OnHost
+		}
 		var err error
 		if chosen, err = choose(c, p); err != nil {
 			return nil, err
@@ -263,11 +282,18 @@ func (c *DeviceCall) choose(p *Part, choose DeviceSelector) (*DeviceSelection, e
 
 // launch attends to the tiles of a mask, or to all.
 func (c *DeviceCall) launch(p *Part, mask *cuda.Mask) error {
+	a := c.attention(p)
+	a.Mask = mask
+	return c.Work.Attend(a)
+}
+
+// attention is dense attention to a part.
+func (c *DeviceCall) attention(p *Part) cuda.Attention {
 	r := c.Request
-	return c.Work.Attend(cuda.Attention{Query: p.Query, Key: p.Key, Value: p.Value, Out: p.Output,
+	return cuda.Attention{Query: p.Query, Key: p.Key, Value: p.Value, Out: p.Output,
 		LSE: p.LSE, LSEBatch: p.LSEBatch, LSEHead: p.LSEHead, Half: c.Half, Scale: c.Scale(p), Full: !r.Causal,
-		Offset: p.Offset, Sequences: p.Sequences, Mask: mask, Rotated: p.positions.far, Band: p.positions.border,
-		Window: int(r.Window), Softcap: float32(r.Softcap), Sinks: c.sinks})
+		Offset: p.Offset, Sequences: p.Sequences, Rotated: p.positions.far, Band: p.positions.border,
+		Window: int(r.Window), Softcap: float32(r.Softcap), Sinks: c.sinks}
 }
 
 func (c *DeviceCall) finish() core.Report {

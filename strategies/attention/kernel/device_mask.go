@@ -10,11 +10,14 @@ import (
 )
 
 // attendMasked attends to tiles that the host knows.
-func (c *DeviceCall) attendMasked(p *Part, mask *core.BlockMask) error {
-	if err := c.checkMask(mask); err != nil {
+func (c *DeviceCall) attendMasked(p *Part, chosen *DeviceSelection) error {
+	first := p.First
+	if chosen.OfPart { // made here
+		first = 0
+	} else if err := c.checkMask(chosen.Masked); err != nil {
 		return err
 	}
-	uploaded, err := c.uploadMask(p, mask)
+	uploaded, err := c.uploadMask(p, chosen.Masked, first)
 	if err != nil {
 		return err
 	}
@@ -40,9 +43,10 @@ func (c *DeviceCall) checkMask(mask *core.BlockMask) error {
 	return nil
 }
 
-// uploadMask gives the device the rows of a part, in its tiles.
-func (c *DeviceCall) uploadMask(p *Part, mask *core.BlockMask) (*cuda.Mask, error) {
-	rowPtr, columns := tilesOf(p, mask, c.Heads, c.Request.Causal)
+// uploadMask gives the device the rows of a part, in its tiles. first is the
+// mask's number of the part's first sequence.
+func (c *DeviceCall) uploadMask(p *Part, mask *core.BlockMask, first int) (*cuda.Mask, error) {
+	rowPtr, columns := tilesOf(p, mask, first, c.Heads, c.Request.Causal)
 	at, err := c.Work.Scratch(4 * (len(rowPtr) + len(columns)))
 	if err != nil {
 		return nil, err
@@ -55,12 +59,12 @@ func (c *DeviceCall) uploadMask(p *Part, mask *core.BlockMask) (*cuda.Mask, erro
 }
 
 // tilesOf is a mask over the tiles of a part, every query head by itself.
-func tilesOf(p *Part, mask *core.BlockMask, heads int, causal bool) (rowPtr, columns []int32) {
+func tilesOf(p *Part, mask *core.BlockMask, sequence, heads int, causal bool) (rowPtr, columns []int32) {
 	ratio := mask.BlockSize / cuda.Tile
 	tiles, first := ceilDiv(p.Offset%cuda.Tile+p.Query.Rows, cuda.Tile), p.Offset/cuda.Tile
 	keys := ceilDiv(p.Key.Rows, cuda.Tile)
 	rowPtr = append(rowPtr, 0)
-	for s := p.First; s < p.First+p.Count; s++ {
+	for s := sequence; s < sequence+p.Count; s++ {
 		for h := range heads {
 			if mask.Heads == 1 {
 				h = 0
@@ -106,17 +110,22 @@ func (c *DeviceCall) describe(p *Part, chosen *DeviceSelection) error {
 			return err
 		}
 	}
-	c.kept = append(c.kept, partMask{p.First, p.Count, mask, chosen.Masked != nil})
+	whole := chosen.Masked != nil && !chosen.OfPart
+	c.kept = append(c.kept, partMask{p.First, p.Count, mask, whole, chosen.Judges})
+	if chosen.Heads != nil {
+		c.report.Heads = append(c.report.Heads, chosen.Heads...)
+		return nil
+	}
 	heads := make([]core.HeadReport, 0, p.Count*c.Heads)
 	for s, extent := range grid {
 		for h := range c.Heads {
 			report := core.HeadReport{Sequence: p.First + s, Head: h, Pattern: chosen.Pattern, Blocks: extent.Tiles(c.Request.Causal)}
 			report.Kept = report.Blocks
 			switch {
-			case chosen.Mask != nil:
-				report.Kept = mask.Kept(s, h)
-			case mask != nil:
+			case mask != nil && whole:
 				report.Kept = mask.Kept(p.First+s, min(h, mask.Heads-1))
+			case mask != nil:
+				report.Kept = mask.Kept(s, h)
 			}
 			report.Density = ratio(report.Kept, report.Blocks)
 			heads = append(heads, report)
@@ -165,6 +174,7 @@ type partMask struct {
 	first, count int
 	mask         *core.BlockMask // over the part alone, or over the call
 	whole        bool            // over the call
+	judges       [][]int32       // rows of each head that it was chosen by
 }
 
 // joined is the mask of the call, nil when every part keeps everything.

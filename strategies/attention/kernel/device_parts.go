@@ -35,7 +35,9 @@ func (c *DeviceCall) prepare() error {
 		return err
 	}
 	for i := range c.parts {
-		if err := c.position(&c.parts[i]); err != nil {
+		p := &c.parts[i]
+		p.ArrivedQuery, p.ArrivedKey = p.Query, p.Key
+		if err := c.position(p); err != nil {
 			return err
 		}
 	}

@@ -55,7 +55,7 @@ func TestTilesOfAMask(t *testing.T) {
 			}
 		}
 		part := &Part{Count: 1, Offset: offset, Query: cuda.Tensor{Rows: rows}, Key: cuda.Tensor{Rows: keys}}
-		rowPtr, columns := tilesOf(part, mask, heads, causal)
+		rowPtr, columns := tilesOf(part, mask, 0, heads, causal)
 		tiles, firstTile := (keys-1)/cuda.Tile-offset/cuda.Tile+1, offset/cuda.Tile
 		if len(rowPtr) != heads*tiles+1 || int(rowPtr[len(rowPtr)-1]) != len(columns) {
 			rt.Fatalf("%d row pointers to %d columns, want %d", len(rowPtr), len(columns), heads*tiles+1)

@@ -53,7 +53,7 @@ func (s *strategy) Info() core.Info { return s.info }
 
 func (s *strategy) Select(ctx context.Context, req *core.AttentionRequest) (*core.Selection, error) {
 	if onDevice(req) {
-		return s.selectOnDevice(req)
+		return s.selectOnDevice(ctx, req)
 	}
 	call, err := s.open(ctx, req)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *strategy) Select(ctx context.Context, req *core.AttentionRequest) (*cor
 
 func (s *strategy) Attend(ctx context.Context, req *core.AttentionRequest) (*core.AttentionResponse, error) {
 	if onDevice(req) {
-		return s.attendOnDevice(req)
+		return s.attendOnDevice(ctx, req)
 	}
 	call, err := s.open(ctx, req)
 	if err != nil {
@@ -104,7 +104,7 @@ func (k *Kernel) Attend(ctx context.Context, req *core.AttentionRequest, selecti
 	}
 	custom := core.Info{Kind: core.Attention, Name: "custom"}
 	if onDevice(req) {
-		return k.attendOnDevice(custom, req, nil, func(*DeviceCall, *Part) (*DeviceSelection, error) {
+		return k.attendOnDevice(&DeviceCall{ctx: ctx, info: custom, Request: req}, func(*DeviceCall, *Part) (*DeviceSelection, error) {
 			return &DeviceSelection{Masked: selection.Mask, Reason: selection.Reason, Pattern: "dense"}, nil
 		})
 	}

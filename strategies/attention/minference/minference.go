@@ -36,7 +36,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: the last queries of each chunk choose its columns and diagonals; those of a prompt's last chunk keep the tiles of the one-shot call. The other patterns keep the same tiles in any chunk.",
 			kernel.SegmentNote,
 		},
-	}, selectBlocks)
+	}, selectBlocks, kernel.OnHost)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {

@@ -27,7 +27,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: each chunk reaches gamma for its own rows; its tiles need not be those of a one-shot call.",
 			kernel.SegmentNote,
 		},
-	}, selectBlocks)
+	}, selectBlocks, kernel.OnHost)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {

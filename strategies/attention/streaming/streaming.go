@@ -27,8 +27,9 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Notes: []string{
 			"Kept by whole blocks: each block that the token rule touches. For a window exact to the token use the window of the call.",
 			"In a chunk the last queries are the chunk's own, so chunks keep a superset; with last = 0 they keep the same.",
+			"cuda: chosen on the device with block_size 128 and causality, on the host otherwise.",
 		},
-	}, selectBlocks)
+	}, selectBlocks, selectOnDevice)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {

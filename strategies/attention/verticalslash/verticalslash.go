@@ -30,7 +30,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: the last queries of each chunk choose for it; those of a prompt's last chunk keep the tiles of the one-shot call.",
 			kernel.SegmentNote,
 		},
-	}, selectBlocks)
+	}, selectBlocks, kernel.OnHost)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {

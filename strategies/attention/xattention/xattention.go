@@ -28,9 +28,12 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"A query block keeps the same tiles in any chunk that holds it whole; where a chunk cuts it, each part is judged by the rows it has.",
 			"Column 0 and the diagonal are kept and count first towards the threshold, as in the released code.",
 			"Scores are those of true positions, without the bands of a position plan.",
+			"cuda: chosen on the device with block_size 128 and stride 8 or 16, on the host with multiples of 128 and other strides.",
 		},
-	}, selectBlocks)
+	}, selectBlocks, selectOnDevice)
 }
+
+const notCausal = "xattention selects for causal attention only"
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
 	size, err := call.BlockSize()
@@ -42,7 +45,7 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 		return nil, core.Invalid("attention.xattention", "stride %d, block_size %d: want a stride that divides it", stride, size)
 	}
 	if !call.Request.Causal {
-		return call.Dense("dense", "xattention selects for causal attention only"), nil
+		return call.Dense("dense", notCausal), nil
 	}
 	scale := call.Request.Scale / (float64(stride) * call.Params.Float("norm"))
 	scores, err := call.Session.SquareMass(ctx, stride, size, scale)

@@ -28,7 +28,8 @@ def random_cases(count=24, seed=5, longest=6000):
             q, k = torch.randn(b, hkv * g, n, d, device="cuda").to(dt), torch.randn(b, hkv, n + offset, d, device="cuda").to(dt)
         window = r.choice([0, 0, 0, r.randint(100, 3000)])
         if i % 2:
-            args, key = dict(alpha=r.choice([0.05, 0.12, 0.5, 1.0]), fewest=r.choice([0, 0, 3]), last=r.choice([2, 8]), sinks=r.choice([1, 2]), near=r.choice([1, 4])), ("f", selections.driver.compiled_dim(d), dt)
+            args, key = dict(alpha=r.choice([0.05, 0.12, 0.5, 1.0]), fewest=r.choice([0, 0, 3]), last=r.choice([2, 8]), sinks=r.choice([1, 2]), near=r.choice([1, 4]),
+                             softcap=r.choice([0.0, 0.0, 2.0])), ("f", selections.driver.compiled_dim(d), dt)
         else:
             args, key = dict(threshold=r.choice([0.5, 0.9, 0.95])), ("x", r.choice([8, 16]), dt)
         key += (r.random() < 0.3,)  # the kernel of older devices

@@ -10,7 +10,7 @@ class SelectArgs(C.Structure):
                 + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")]
                 + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "q_offset", "head_dim", "first_block", "q_blocks",
                                           "k_blocks", "words", "chunk", "window", "sinks", "near", "last", "fewest")]
-                + [("scale", C.c_float), ("parameter", C.c_float * 256)])
+                + [("scale", C.c_float), ("softcap", C.c_float), ("parameter", C.c_float * 256)])
 
 
 class Selector:
@@ -56,8 +56,9 @@ class FlashPrefill(Selector):
         self.scores = scoring.function("flashprefill_scores", self.shared)
         self.keep = [m, scoring]
 
-    def prepare(self, q, k, alpha, offset=0, window=0, sinks=2, near=4, last=2, fewest=0, scale=None):
-        a, w = self.arguments(q, k, offset, window, q.shape[3] ** -0.5 if scale is None else scale, alpha, sinks=sinks, near=near, last=last, fewest=fewest)
+    def prepare(self, q, k, alpha, offset=0, window=0, sinks=2, near=4, last=2, fewest=0, scale=None, softcap=0.0):
+        a, w = self.arguments(q, k, offset, window, q.shape[3] ** -0.5 if scale is None else scale, alpha, sinks=sinks, near=near, last=last, fewest=fewest,
+                              softcap=softcap)
         kv, padded, heads = a.batch * a.kv_heads, -(-a.k_blocks // 128) * 128, a.batch * a.q_heads
         w["pooled"] = torch.full((2, kv, padded, self.dim), float("nan"), dtype=q.dtype, device="cuda")
         w["scores"] = torch.full((heads, a.q_blocks, a.k_blocks), float("nan"), device="cuda")
@@ -114,7 +115,7 @@ def _grid(n, m, offset, window, device):
     return first, kb, qb, i, j, (j >= low) & (j <= i)
 
 
-def flashprefill_reference(q, k, alpha, offset=0, window=0, sinks=2, near=4, last=2, fewest=0, scale=None):
+def flashprefill_reference(q, k, alpha, offset=0, window=0, sinks=2, near=4, last=2, fewest=0, scale=None, softcap=0.0):
     """q [heads, n, d], k [kv heads, m, d] of one sequence."""
     h, n, d = q.shape
     m, dev = k.shape[1], q.device
@@ -128,6 +129,8 @@ def flashprefill_reference(q, k, alpha, offset=0, window=0, sinks=2, near=4, las
         kf = k[x * k.shape[0] // h].float()
         means = torch.zeros(kb, d, device=dev).index_add_(0, torch.arange(m, device=dev) // 128, kf) / counts[:, None]
         logits = scale * (q[x].float() @ means.T)
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
         padded = torch.full((qb * 128, kb), float("-inf"), device=dev)
         padded[torch.arange(n, device=dev) + offset % 128] = logits
         score = padded.view(qb, 128, kb).double().logsumexp(1).masked_fill(~past, float("-inf"))
