@@ -7,6 +7,7 @@ import "C"
 
 import (
 	"fmt"
+	"math"
 	"unsafe"
 )
 
@@ -144,6 +145,9 @@ func (q *Queue) indexArgs(s Selection) C.IndexArgs {
 	}
 	for h := range s.Query.Heads {
 		args.gamma[h], args.tau[h] = C.float(at(s.HeadGamma, h, s.Gamma)), C.float(at(s.HeadTau, h, s.Tau))
+		if args.gamma[h] >= 1 { // everything, whatever rounding makes of its sum
+			args.gamma[h] = C.float(math.Inf(1))
+		}
 	}
 	if s.Interleave {
 		args.interleave = 1
@@ -267,7 +271,7 @@ func (q *Queue) scoreLaunches(s Selection, a *C.IndexArgs) ([]launch, error) {
 			return nil, err
 		}
 	}
-	kernel, grid, shared := scoresKernel(s.Query.Dim, s.Half), [3]int{int(a.splits), heads}, scoresShared(s.Query.Dim)
+	kernel, grid, shared := scoresKernel(s.Query.Dim, s.Half), [3]int{int(a.splits), heads}, scoresShared(compiledDim(s.Query.Dim))
 	return []launch{
 		{kernel: kernel, entry: "flexindex_rows", grid: grid, threads: 256, shared: shared, maps: maps, args: args},
 		{kernel: kernel, entry: "flexindex_sums", grid: grid, threads: 256, shared: shared, maps: maps, args: args},

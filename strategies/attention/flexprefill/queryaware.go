@@ -30,7 +30,7 @@ func (h head) keepQueryAware() error {
 			probability[row*h.KeyBlocks+j] = float32(row64[j])
 		}
 	}
-	count := mass.Cover(probability, h.gamma*float64(h.QueryBlocks))
+	count := h.cover(probability, float64(h.QueryBlocks))
 	if h.rule == "paper" {
 		count++
 	}

@@ -6,13 +6,22 @@ import "github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 // whatever the block size is.
 const releasedBlock = 128
 
+// cover counts the largest values whose sum stays within gamma of whole. Gamma
+// 1 is everything, whatever rounding makes of the sum.
+func (h head) cover(values []float32, whole float64) int {
+	if h.gamma >= 1 {
+		return len(values)
+	}
+	return mass.Cover(values, h.gamma*whole)
+}
+
 // budget is how many blocks hold the tokens that are needed for gamma.
 func (h head) budget(values []float32) int {
 	block := h.block
 	if h.rule == "released" {
 		block = releasedBlock
 	}
-	count := mass.Cover(values, h.gamma)
+	count := h.cover(values, 1)
 	return min(max((count+1)/block+1, h.minBlocks), h.maxBlocks)
 }
 
@@ -54,7 +63,7 @@ func (h head) keepByToken() {
 
 // fewest is the smallest set of tokens that reaches gamma, within the budgets.
 func (h head) fewest(values []float32) []int {
-	count := mass.Cover(values, h.gamma)
+	count := h.cover(values, 1)
 	count = min(max(count+1, h.minBlocks*h.block), h.maxBlocks*h.block, len(values))
 	return mass.Largest(values, count)
 }

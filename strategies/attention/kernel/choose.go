@@ -134,10 +134,12 @@ func (c *Call) assemble(grid []core.BlockExtent, blockSize int, heads []chosen) 
 	if !dense {
 		selection.Mask = mask
 	} else if selection.Reason == "" {
-		selection.Reason = "every head keeps every tile"
+		selection.Reason = keepsEverything
 	}
 	return selection
 }
+
+const keepsEverything = "every head keeps every tile"
 
 func ratio(part, all int64) float64 {
 	if all == 0 {

@@ -102,6 +102,7 @@ func (k *Kernel) attendOnDevice(c *DeviceCall, choose DeviceSelector) (*core.Att
 		if err := c.measure(); err != nil {
 			return err
 		}
+		c.noteEverything()
 		response.Report = c.finish()
 		if req.WantMask {
 			response.Mask = c.joined()
@@ -129,6 +130,7 @@ func (s *strategy) selectOnDevice(ctx context.Context, req *core.AttentionReques
 				return err
 			}
 		}
+		c.noteEverything()
 		selection.Mask, selection.Heads, selection.Reason = c.joined(), c.report.Heads, strings.Join(c.notes, "; ")
 		return nil
 	})

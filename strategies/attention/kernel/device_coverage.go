@@ -16,7 +16,7 @@ func (c *DeviceCall) measure() error {
 		return nil
 	}
 	start := time.Now()
-	if !slices.ContainsFunc(c.kept, func(k partMask) bool { return k.mask != nil }) {
+	if c.everything() {
 		for i := range c.report.Heads {
 			c.report.Heads[i].Coverage = core.Bound(1)
 		}

@@ -111,7 +111,7 @@ func (c *DeviceCall) describe(p *Part, chosen *DeviceSelection) error {
 		}
 	}
 	whole := chosen.Masked != nil && !chosen.OfPart
-	c.kept = append(c.kept, partMask{p.First, p.Count, mask, whole, chosen.Judges})
+	c.kept = append(c.kept, partMask{p.First, p.Count, mask, whole, chosen.Mask != nil && c.complete(mask), chosen.Judges})
 	if chosen.Heads != nil {
 		c.report.Heads = append(c.report.Heads, chosen.Heads...)
 		return nil
@@ -174,20 +174,46 @@ type partMask struct {
 	first, count int
 	mask         *core.BlockMask // over the part alone, or over the call
 	whole        bool            // over the call
+	complete     bool            // it keeps every tile with a visible pair
 	judges       [][]int32       // rows of each head that it was chosen by
+}
+
+// complete says whether a mask keeps every tile with a visible pair.
+func (c *DeviceCall) complete(mask *core.BlockMask) bool {
+	visible := int64(0)
+	for _, extent := range mask.Sequences {
+		all := newTiles(extent, mask.BlockSize, c.Request.Causal, c.Request.Window)
+		for row := range extent.QueryBlocks {
+			low, high := all.Visible(row)
+			visible += int64((high - low) * mask.Heads)
+		}
+	}
+	return int64(len(mask.Columns)) == visible
+}
+
+// everything says whether nothing was left out.
+func (c *DeviceCall) everything() bool {
+	return !slices.ContainsFunc(c.kept, func(k partMask) bool { return k.mask != nil && !k.complete })
+}
+
+// noteEverything tells that masks kept everything.
+func (c *DeviceCall) noteEverything() {
+	if c.everything() && slices.ContainsFunc(c.kept, func(k partMask) bool { return k.complete }) {
+		c.Note("dense: " + keepsEverything)
+	}
 }
 
 // joined is the mask of the call, nil when every part keeps everything.
 // Sequences without a part see nothing.
 func (c *DeviceCall) joined() *core.BlockMask {
-	size, sparse := cuda.Tile, false
+	if c.everything() {
+		return nil
+	}
+	size := cuda.Tile
 	for _, k := range c.kept {
 		if k.mask != nil {
-			size, sparse = k.mask.BlockSize, true
+			size = k.mask.BlockSize
 		}
-	}
-	if !sparse {
-		return nil
 	}
 	grid := c.Request.BlockExtents(size)
 	mask := core.NewBlockMask(size, c.Heads, grid)

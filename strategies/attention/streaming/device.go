@@ -10,15 +10,22 @@ func selectOnDevice(call *kernel.DeviceCall, p *kernel.Part) (*kernel.DeviceSele
 	if !call.Request.Causal || !call.Tiled() {
 		return kernel.OnHost(call, p)
 	}
-	end := p.Offset + p.Query.Rows
-	mask, err := call.Work.SelectStreaming(cuda.Streaming{Chunk: call.Chunk(p),
-		SinkBlocks:   ceilDiv(call.Params.Int("sink"), cuda.Tile),
-		WindowBlocks: ceilDiv(call.Params.Int("recent")-1, cuda.Tile) + 1, // of the block's first query
-		LastBlocks:   ceilDiv(end, cuda.Tile) - max(0, end-call.Params.Int("last"))/cuda.Tile})
+	sinks, near, last := tiles(p.Offset+p.Query.Rows, call.Params.Int("sink"), call.Params.Int("recent"), call.Params.Int("last"))
+	mask, err := call.Work.SelectStreaming(cuda.Streaming{Chunk: call.Chunk(p), SinkBlocks: sinks, WindowBlocks: near, LastBlocks: last})
 	if err != nil {
 		return nil, err
 	}
 	return &kernel.DeviceSelection{Mask: &mask, Pattern: "streaming"}, nil
+}
+
+// tiles are the first key tiles, the nearest to a query tile and the last query
+// tiles that the token rule touches; end is the position after the last query.
+func tiles(end, sink, recent, last int) (sinks, near, whole int) {
+	sinks, near = ceilDiv(sink, cuda.Tile), ceilDiv(recent-1, cuda.Tile)+1 // those of the tile's first query
+	if last > 0 {
+		whole = ceilDiv(end, cuda.Tile) - max(0, end-last)/cuda.Tile
+	}
+	return sinks, near, whole
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
