@@ -80,13 +80,21 @@ func TestWeightedSumSameBytes(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			n := pick(r, r.IntN(70), r.IntN(5000), 65536+r.IntN(70000))
 			var in, out, want []*vector
-			for range 1 + r.IntN(9) {
+			alike, same := seed%3 == 0, hardware.VectorDtype(r.IntN(3)) // one candidate of sources that are alike is summed in place
+			for range 1 + r.IntN(20) {
 				v := newVector(hardware.VectorDtype(r.IntN(6)), n)
+				if alike {
+					v = newVector(same, n)
+				}
 				v.fill(r)
 				in = append(in, v)
 			}
 			var weights [][]float64
-			for range 1 + r.IntN(5) {
+			candidates := 1 + r.IntN(5)
+			if alike {
+				candidates = 1
+			}
+			for range candidates {
 				d := hardware.VectorDtype(r.IntN(6))
 				out, want = append(out, newVector(d, n)), append(want, newVector(d, n))
 				list := make([]float64, len(in))

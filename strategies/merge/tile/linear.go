@@ -77,12 +77,11 @@ func (b *batch) sumOf(ctx context.Context, operands []core.MergeOperand, j job, 
 		return err
 	}
 	defer in.close()
-	nonFinite := make([]int64, len(operands))
-	step := chunkOf(len(weights))
-	for first := int64(0); first < j.count; first += step {
-		count := min(step, j.count-first)
+	nonFinite, outputs := make([]int64, len(operands)), b.req.Tensors[j.tensor].Outputs
+	for first, count := int64(0), int64(0); first < j.count; first += count {
+		count = min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
 		parts := in.part(operands, first, count)
-		err := b.store(b.req.Tensors[j.tensor].Outputs, j.start+first, count, func(out []hardware.Vector) error {
+		err := b.store(outputs, j.start+first, count, func(out []hardware.Vector) error {
 			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)
 			for s, n := range found {
 				nonFinite[s] += n

@@ -14,8 +14,14 @@ import (
 	"github.com/trivium-ml/trivium/strategies/internal/parallel"
 )
 
-// elements of a tile: what one thread maps of each operand at a time.
-const elements = 2 << 20
+// Elements of a tile: what one thread maps of each operand at a time. Tiles of a
+// merge are as large as leaves work for all threads, since mapping costs
+// interrupts on all processors, and get small in the end so that none waits.
+const (
+	elements       = 2 << 20
+	least, largest = 1 << 20, 8 << 20
+	tilesEach      = 4 // for each thread, of what is left
+)
 
 // Runner merges on one backend. It holds no state between calls and is safe
 // for use by several goroutines.
@@ -54,13 +60,12 @@ func newBatch(r *Runner, id string, req *core.MergeRequest) *batch {
 // number of threads.
 func (r *Runner) run(ctx context.Context, id string, req *core.MergeRequest, merge func(ctx context.Context, b *batch, j job) error) (*core.MergeResponse, error) {
 	b := newBatch(r, id, req)
-	var jobs []job
 	for i := range req.Tensors {
 		if err := b.check(&req.Tensors[i]); err != nil {
 			return nil, err
 		}
-		jobs = append(jobs, tiles(i, length(req.Tensors[i].Shape))...)
 	}
+	jobs := b.shrinkingTiles()
 	err := each(ctx, req.Threads, len(jobs), func(i int) error {
 		if next := i + runtime.GOMAXPROCS(0); next < len(jobs) {
 			b.willNeed(jobs[next])
@@ -85,12 +90,48 @@ func (b *batch) willNeed(j job) {
 	}
 }
 
+// tiles cuts a tensor, the same way whatever the threads.
 func tiles(tensor int, n int64) []job {
 	var jobs []job
 	for start := int64(0); start < n; start += elements {
 		jobs = append(jobs, job{tensor: tensor, start: start, count: min(elements, n-start)})
 	}
 	return jobs
+}
+
+// shrinkingTiles cuts all tensors for merges in which an element depends on
+// nothing but itself. Tiles begin at multiples of their size in the file, and so
+// do the pages that are mapped and written, large ones too.
+func (b *batch) shrinkingTiles() []job {
+	threads := int64(b.req.Threads)
+	if threads == 0 {
+		threads = int64(runtime.GOMAXPROCS(0))
+	}
+	left := int64(0)
+	for i := range b.req.Tensors {
+		left += length(b.req.Tensors[i].Shape)
+	}
+	var jobs []job
+	for i := range b.req.Tensors {
+		t := &b.req.Tensors[i]
+		n := length(t.Shape)
+		for start := int64(0); start < n; {
+			size := int64(least)
+			for size < largest && size*2*tilesEach*threads <= left {
+				size *= 2
+			}
+			count := min(upTo(t.Inputs[0], start, size), n-start)
+			jobs = append(jobs, job{tensor: i, start: start, count: count})
+			start, left = start+count, left-count
+		}
+	}
+	return jobs
+}
+
+// upTo is how many elements there are from first to the next multiple of step in
+// the operand's file.
+func upTo(o core.MergeOperand, first, step int64) int64 {
+	return step - (o.Extent.Offset/o.Dtype.Size()+first)%step
 }
 
 func length(shape []int64) int64 {
