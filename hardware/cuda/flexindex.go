@@ -22,7 +22,11 @@ type Selection struct {
 	HeadGamma, HeadTau   []float32 // nil, or one for each query head instead
 	MinBlocks, MaxBlocks int       // MaxBlocks 0: no limit
 	Rule                 Rule
-	Interleave           bool // query head h reads key head h % heads of k, rather than h / group
+	Rotated              *Tensor
+	Band                 int     // distances from here use Rotated in place of Query; with Rotated
+	Window               int     // > 0: keys at this distance and beyond are not seen
+	Softcap              float32 // > 0
+	Interleave           bool    // query head h reads key head h % heads of k, rather than h / group
 }
 
 // Rule is how mass becomes blocks.
@@ -49,8 +53,18 @@ type Selected struct {
 // DenseBelow is the longest prompt that FlexPrefill leaves dense.
 func (s Selection) DenseBelow() int { return max(2, s.MinBlocks) * Tile }
 
+// rotations is how many tensors the queries are.
+func (s Selection) rotations() int {
+	if s.Rotated != nil {
+		return 2
+	}
+	return 1
+}
+
 // pooledShared is the dynamic shared memory for the pooled scores of 16 rows.
-func pooledShared(blocks, headDim int) int { return (16*(headDim+blocks) + 64*(headDim+4)) * 4 }
+func pooledShared(blocks, headDim, rotations int) int {
+	return (16*(rotations*headDim+blocks) + 64*(headDim+4)) * 4
+}
 
 // pooledStatic is what that kernel takes besides.
 const pooledStatic = 2048
@@ -74,8 +88,14 @@ func (s Selection) validate(shared int) error {
 	if q.Rows < Tile {
 		return fmt.Errorf("cuda: a chunk of %d queries: an index needs %d", q.Rows, Tile)
 	}
-	if most := (shared - pooledStatic - pooledShared(0, q.Dim)) / 64; ceilDiv(k.Rows, Tile) > most {
+	if most := (shared - pooledStatic - pooledShared(0, q.Dim, s.rotations())) / 64; ceilDiv(k.Rows, Tile) > most {
 		return fmt.Errorf("cuda: %d tokens: the index takes at most %d on this device", k.Rows, most*Tile)
+	}
+	if err := (Attention{Query: q, Rotated: s.Rotated, Band: s.Band}).validateRotated(); err != nil {
+		return err
+	}
+	if s.Window < 0 || s.Softcap < 0 {
+		return fmt.Errorf("cuda: window %d, softcap %g: want neither of them negative", s.Window, s.Softcap)
 	}
 	return s.validateHeads()
 }
@@ -127,7 +147,7 @@ func (q *Queue) Select(s Selection) (Selected, error) {
 func (q *Queue) indexArgs(s Selection) C.IndexArgs {
 	blocks, heads := ceilDiv(s.Key.Rows, Tile), s.Query.Batch*s.Query.Heads
 	offset := s.Key.Rows - s.Query.Rows
-	tiles := tilesPerSplit(blocks, heads, 2*q.device.Processors)
+	tiles := tilesPerSplit(blocks, heads, 2/s.rotations()*q.device.Processors)
 	maxBlocks := blocks
 	if s.MaxBlocks > 0 {
 		maxBlocks = min(blocks, s.MaxBlocks)
@@ -141,13 +161,17 @@ func (q *Queue) indexArgs(s Selection) C.IndexArgs {
 		splits: C.int(ceilDiv(blocks, tiles)), tiles_per_split: C.int(tiles), words: C.int(ceilDiv(blocks, 32)),
 		min_blocks: C.int(max(1, s.MinBlocks)), max_blocks: C.int(maxBlocks),
 		q_offset: C.int(offset), first_block: C.int(offset / Tile), q_blocks: C.int(blocks - offset/Tile),
-		scale: C.float(s.Scale), rule: kernelRules[s.Rule],
+		scale: C.float(s.Scale), rule: kernelRules[s.Rule], window: C.int(s.Window), softcap: C.float(s.Softcap),
 	}
 	for h := range s.Query.Heads {
 		args.gamma[h], args.tau[h] = C.float(at(s.HeadGamma, h, s.Gamma)), C.float(at(s.HeadTau, h, s.Tau))
 		if args.gamma[h] >= 1 { // everything, whatever rounding makes of its sum
 			args.gamma[h] = C.float(math.Inf(1))
 		}
+	}
+	if r := s.Rotated; r != nil {
+		args.q2, args.band = C.ulonglong(r.Data), C.int(s.Band)
+		args.q2_batch, args.q2_head, args.q2_row = C.longlong(r.StrideB), C.longlong(r.StrideH), C.longlong(r.Stride)
 	}
 	if s.Interleave {
 		args.interleave = 1
@@ -258,20 +282,24 @@ func scoresShared(headDim int) int {
 func (q *Queue) scoreLaunches(s Selection, a *C.IndexArgs) ([]launch, error) {
 	heads, args := int(a.batch*a.q_heads), unsafe.Pointer(a)
 	if q.device.Capability != 90 {
-		plain, shared := indexKernel("flexindex_scores_plain.cu", element(s.Half)), (int(a.d)+34)*4
+		plain, shared := indexKernel("flexindex_scores_plain.cu", element(s.Half)), (2*int(a.d)+34)*4
 		return []launch{
 			{kernel: plain, entry: "flexindex_plain_rows", grid: [3]int{Tile, heads}, threads: 256, shared: shared, args: args},
 			{kernel: plain, entry: "flexindex_plain_sums", grid: [3]int{ceilDiv(int(a.n), 256), heads}, threads: 256, shared: shared, args: args},
 		}, nil
 	}
-	maps := make([]tensorMap, 2)
-	for i, t := range []Tensor{s.Query, s.Key} {
+	tensors, features := []Tensor{s.Query, s.Key}, []Feature(nil)
+	if s.Rotated != nil {
+		tensors, features = append(tensors, *s.Rotated), []Feature{Bands}
+	}
+	maps := make([]tensorMap, len(tensors))
+	for i, t := range tensors {
 		var err error
 		if maps[i], err = q.device.tensorMap(t, s.Half); err != nil {
 			return nil, err
 		}
 	}
-	kernel, grid, shared := scoresKernel(s.Query.Dim, s.Half), [3]int{int(a.splits), heads}, scoresShared(compiledDim(s.Query.Dim))
+	kernel, grid, shared := scoresKernel(s.Query.Dim, s.Half, features...), [3]int{int(a.splits), heads}, scoresShared(compiledDim(s.Query.Dim))
 	return []launch{
 		{kernel: kernel, entry: "flexindex_rows", grid: grid, threads: 256, shared: shared, maps: maps, args: args},
 		{kernel: kernel, entry: "flexindex_sums", grid: grid, threads: 256, shared: shared, maps: maps, args: args},
@@ -293,7 +321,7 @@ func indexLaunches(s Selection, a *C.IndexArgs, scores []launch, limit int) []la
 	all := []launch{{kernel: choose, entry: "flexindex_pool", grid: [3]int{blocks, int(a.batch * a.kv_heads)}, threads: 256, args: args}}
 	return append(append(all, scores...), []launch{
 		{kernel: choose, entry: "flexindex_blocks", grid: [3]int{ceilDiv(queryBlocks, 16), heads}, threads: 256,
-			shared: pooledShared(blocks, int(a.d)), limit: limit - pooledStatic, args: args},
+			shared: pooledShared(blocks, int(a.d), s.rotations()), limit: limit - pooledStatic, args: args},
 		{kernel: choose, entry: "flexindex_level0", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_level1", grid: search, threads: 256, args: args},
 		{kernel: choose, entry: "flexindex_level2", grid: search, threads: 256, args: args},

@@ -91,7 +91,7 @@ func Kernels() []Kernel {
 				all = append(all, attendKernel("decode.cu", 80, false, headDim, half, f...),
 					attendKernel("decode.cu", 80, false, headDim, half, append(slices.Clone(f), Probing)...))
 			}
-			all = append(all, scoresKernel(headDim, half))
+			all = append(all, scoresKernel(headDim, half), scoresKernel(headDim, half, Bands))
 		}
 	}
 	for _, half := range []bool{false, true} {
@@ -106,8 +106,8 @@ func Kernels() []Kernel {
 	return all
 }
 
-func scoresKernel(headDim int, half bool) Kernel {
-	return attendKernel("flexindex_scores_sm90.cu", 90, true, headDim, half)
+func scoresKernel(headDim int, half bool, features ...Feature) Kernel {
+	return attendKernel("flexindex_scores_sm90.cu", 90, true, headDim, half, features...)
 }
 
 func strideKernel(stride int, half, hopper bool) Kernel {

@@ -53,6 +53,15 @@ ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+# By columns and by tiles.
+FLEX: list[tuple[str, dict[str, Any]]] = [
+    ("flexprefill", {"gamma": 0.8, "tau": 0.0}),
+    ("flexprefill", {"gamma": 0.7, "tau": 1.0}),
+    ("flexprefill", {"gamma": 0.6, "tau": 0.0, "min_budget": 128, "rule": "paper"}),
+    ("flexprefill", {"gamma": 0.7, "min_budget": None, "rule": "released"}),
+]
+
+
 def inputs(n: int, **more: Any) -> list[Any]:
     """Less sure of themselves than ``structured``: their sums do not hang on one key."""
     q, k, v = structured(n, **more)
@@ -158,16 +167,24 @@ def test_padded_batches(strategy: str, params: dict[str, Any], layout: Any) -> N
 
 
 @pytest.mark.parametrize("extra", [{"window": 700}, {"softcap": 2.0}, {"window": 700, "softcap": 4.0}], ids=str)
-@pytest.mark.parametrize("strategy, params", [("xattention", {}), ("flashprefill", {"alpha": 0.5}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
+@pytest.mark.parametrize("strategy, params", [*FLEX, ("xattention", {}), ("flashprefill", {"alpha": 0.5}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
 def test_window_and_softcap(strategy: str, params: dict[str, Any], extra: dict[str, Any]) -> None:
     compare(*inputs(2500, seed=8), strategy, params, strategy != "probe", **extra)
 
 
 @pytest.mark.parametrize("name", ["string", "yarn"])
-@pytest.mark.parametrize("strategy, params", [("xattention", {}), ("flashprefill", {}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
+@pytest.mark.parametrize("strategy, params", [*FLEX, ("xattention", {}), ("flashprefill", {}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
 def test_positions(strategy: str, params: dict[str, Any], name: str) -> None:
     plan = {"string": {"train_length": 2048}, "yarn": {"factor": 2.0, "train_length": 2048}}[name]
     compare(*inputs(3072, seed=9), strategy, params, strategy != "probe", position=trivium.position(name, **plan), rope_theta=10000.0)
+
+
+@pytest.mark.parametrize("strategy, params", FLEX, ids=str)
+@pytest.mark.parametrize("offset", [1100, 2176])
+def test_chunks_by_string(strategy: str, params: dict[str, Any], offset: int) -> None:
+    q, k, v = inputs(3072, seed=14)
+    position = trivium.position("string", train_length=1500)
+    compare(q[:, :, offset:], k, v, strategy, params, True, q_offset=offset, position=position, rope_theta=10000.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -18,6 +18,7 @@ typedef struct IndexState {  // one of the two threshold searches of a head
 typedef struct IndexArgs {
   DEVICE(const void) q;                      // [batch, q_heads, n, d], strides below in elements, d contiguous
   DEVICE(const void) k;                      // [batch, kv_heads, n, d]
+  DEVICE(const void) q2;                     // the queries for distances from band on, shaped as q; null: one rotation for all
   DEVICE(float) partial;                     // [heads, splits, block, 2]: running maximum and sum of each probe row, log2 units
   DEVICE(float) scores;                      // [heads, block, n], only for the plain kernels
   DEVICE(float) vertical;                    // [heads, n]: mean probability of each key
@@ -39,14 +40,15 @@ typedef struct IndexArgs {
   DEVICE(unsigned int) s_bits;               // [heads, words + 1], from the largest block offset down
   DEVICE(int) row_ptr;                       // [heads * q_blocks + 1]
   DEVICE(int) cols;                          // capacity heads * tiles, the causal tiles of the query blocks
-  long long q_batch, q_head, q_row, k_batch, k_head, k_row;
+  long long q_batch, q_head, q_row, q2_batch, q2_head, q2_row, k_batch, k_head, k_row;
   int batch, q_heads, kv_heads, n, d, block, blocks, splits, tiles_per_split, words;
   int min_blocks, max_blocks;
   int q_offset, first_block, q_blocks;
   int rule;               // 0: as the released code, 1: fixed (budgets in blocks of `block`, diagonals cut at its multiples, 0 log 0 = 0),
                           // 2: the paper's, by token, and the tile that crosses gamma; budgets as in 1
   int interleave;         // query head h reads key head h % kv_heads
-  float scale;
+  int band, window;       // window: keys at this distance and beyond are not seen; 0: none
+  float scale, softcap;   // softcap: 0: none
   float gamma[kFlexHeads], tau[kFlexHeads];  // of each query head
 } IndexArgs;
 

@@ -3,7 +3,7 @@
 // FLOAT_INPUT: q and k are float32; otherwise bf16, or fp16 with FP16.
 #include "flexindex.cuh"
 
-// Softmax of one probe row over all keys. Grid (block, heads), 256 threads, shared: d + 33 floats.
+// Softmax of one probe row over all keys. Grid (block, heads), 256 threads, shared: 34 + 2 d floats.
 extern "C" __global__ void __launch_bounds__(256) flexindex_plain_rows(const __grid_constant__ IndexArgs a) {
   extern __shared__ float shared[];
   const int row = blockIdx.x, head = blockIdx.y, batch = head / a.q_heads, q_head = head % a.q_heads;
@@ -15,18 +15,25 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_plain_rows(const __g
     const float2 x = load_pair(a.q, q_base + 2 * i);
     q[2 * i] = x.x * a.scale;
     q[2 * i + 1] = x.y * a.scale;
+    if (a.q2) {
+      const float2 y = load_pair(a.q2, batch * a.q2_batch + q_head * a.q2_head + (long long)(query - a.q_offset) * a.q2_row + 2 * i);
+      q[a.d + 2 * i] = y.x * a.scale;
+      q[a.d + 2 * i + 1] = y.y * a.scale;
+    }
   }
   __syncthreads();
   float* out = a.scores + ((long long)head * a.block + row) * a.n;
   float top = NEG_INF;
   for (int key = threadIdx.x; key < a.n; key += blockDim.x) {
     float s = NEG_INF;
-    if (key <= query) {
+    if (key <= query && (a.window == 0 || query - key < a.window)) {
+      const float* by = a.q2 && query - key >= a.band ? q + a.d : q;
       s = 0.0f;
       for (int i = 0; i < a.d / 2; ++i) {
         const float2 x = load_pair(a.k, k_base + (long long)key * a.k_row + 2 * i);
-        s += q[2 * i] * x.x + q[2 * i + 1] * x.y;
+        s += by[2 * i] * x.x + by[2 * i + 1] * x.y;
       }
+      s = capped(a, s);
     }
     out[key] = s;
     top = fmaxf(top, s);
@@ -41,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_plain_rows(const __g
   for (int key = threadIdx.x; key < a.n; key += blockDim.x) out[key] = expf(out[key] - top) / sum;
 }
 
-// Sums by key and by distance. Grid (ceil(n / 256), heads), 256 threads, shared: 34 + d floats.
+// Sums by key and by distance. Grid (ceil(n / 256), heads), 256 threads, shared: 34 + 2 d floats.
 extern "C" __global__ void __launch_bounds__(256) flexindex_plain_sums(const __grid_constant__ IndexArgs a) {
   extern __shared__ float shared[];
   const int head = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;

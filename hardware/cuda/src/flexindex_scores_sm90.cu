@@ -4,6 +4,8 @@
 // Versions (H200, 128k tokens, both kernels): 16-row slabs 1.08 ms; rows paired in registers, columns by shuffles .93;
 // one wave of blocks .88; decision from partial sums of tiles .68; queries of a chunk, the same.
 // head_dim 64 or 128, 16-bit inputs, blocks of 128 tokens, n > 256. Scores and sums are float32.
+//
+// Macros: HEAD_DIM (64, 128), FP16, BANDS (a second rotation of the queries for distances from `band` on).
 #include "tiles.cuh"
 #include "flexindex.cuh"
 
@@ -12,6 +14,16 @@ constexpr int kPitch = 136;                         // a warp's slab: 8 rows x c
 constexpr int kSlab = 8 * kPitch;
 constexpr int kSlabBytes = 8 * kSlab * 4;           // also takes the query tile at the start
 constexpr int kDiagonals = 144;                     // 16 + 127 diagonals of a warp's 16 x 128 scores
+
+#ifdef BANDS
+constexpr int kBlocks = 1;  // on a processor: the registers of a second query tile
+#define SECOND_QUERY const __grid_constant__ TensorMap map_q2,
+#define SECOND_MAP &map_q2
+#else
+constexpr int kBlocks = 2;
+#define SECOND_QUERY
+#define SECOND_MAP nullptr
+#endif
 
 struct Scores {
   alignas(8) u64 q_full, k_full[kRing], k_empty[kRing];
@@ -24,6 +36,9 @@ struct Probe {
   u32 ring, slab;
   Scores* sh;
   u32 q[kHalves * 4][4];
+#ifdef BANDS
+  u32 q2[kHalves * 4][4];
+#endif
   float s[64];
 
   __device__ __forceinline__ void load(const TensorMap* map_k, int tile, int i, int head, int batch) {
@@ -32,8 +47,18 @@ struct Probe {
     barrier_expect(shared_address(&sh->k_full[slot]), kTileBytes);
     copy_tile(ring + slot * kTileBytes, map_k, shared_address(&sh->k_full[slot]), tile * kTile, head, batch);
   }
-  __device__ __forceinline__ void start(char* memory, const TensorMap* map_q, const TensorMap* map_k, const IndexArgs& a,
-                                        int head, int first) {
+  __device__ __forceinline__ void take_query(u32 (&x)[kHalves * 4][4], const TensorMap* map, const IndexArgs& a, int head, u32 phase) {
+    if (threadIdx.x == 0) {
+      barrier_expect(shared_address(&sh->q_full), kTileBytes);
+      copy_tile(slab, map, shared_address(&sh->q_full), a.n - kTile - a.q_offset, head % a.q_heads, head / a.q_heads);
+    }
+    barrier_wait(shared_address(&sh->q_full), phase);
+    load_query(x, slab + (threadIdx.x / 32) * 16 * 128);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();  // the slab is free again
+  }
+  __device__ __forceinline__ void start(char* memory, const TensorMap* map_q, const TensorMap* map_k, const TensorMap* map_q2,
+                                        const IndexArgs& a, int head, int first) {
     ring = (shared_address(memory) + 1023) & ~1023u;
     slab = ring + kRing * kTileBytes;
     sh = (Scores*)(memory + (slab + kSlabBytes - shared_address(memory)));
@@ -46,35 +71,79 @@ struct Probe {
       fence_barrier_init();
     }
     __syncthreads();
-    const int batch = head / a.q_heads, q_head = head % a.q_heads;
-    if (threadIdx.x == 0) {
-      barrier_expect(shared_address(&sh->q_full), kTileBytes);
-      copy_tile(slab, map_q, shared_address(&sh->q_full), a.n - kTile - a.q_offset, q_head, batch);
-      load(map_k, first, 0, kv_head_of(a, q_head), batch);
-    }
-    barrier_wait(shared_address(&sh->q_full), 0);
-    load_query(q, slab + (threadIdx.x / 32) * 16 * 128);
-    __syncthreads();  // the slab is free again
+    if (threadIdx.x == 0) load(map_k, first, 0, kv_head_of(a, head % a.q_heads), head / a.q_heads);
+    take_query(q, map_q, a, head, 0);
+#ifdef BANDS
+    take_query(q2, map_q2, a, head, 1);
+#endif
   }
-  // Scores of tile i of this block, raw.
-  __device__ __forceinline__ void product(int i) {
-    const u32 slot = i % kRing;
-    barrier_wait(shared_address(&sh->k_full[slot]), (i / kRing) & 1);
-    pin(s);
+  __device__ __forceinline__ void multiply(float (&x)[64], const u32 (&by)[kHalves * 4][4], u32 k) {
+    pin(x);
     wgmma_fence();
-    product_qk(s, q, ring + slot * kTileBytes);
+    product_qk(x, by, k);
     wgmma_commit();
     wgmma_wait<0>();
-    pin(s);
-    if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&sh->k_empty[slot]));
+    pin(x);
   }
-  // Causality, for the tiles that reach the probe rows. row: the thread's first row.
-  __device__ __forceinline__ void mask(const IndexArgs& a, int tile, int row) {
-    const int base = tile * kTile + 2 * (threadIdx.x & 3), query = a.n - kTile + row;
-    if (tile * kTile + kTile - 1 <= a.n - kTile) return;
+  // The thread's distance of its score i, before the block's: query minus key, from row 0 and key 0 of the tile.
+  __device__ __forceinline__ static int distance(int row, int i) {
+    return row + ((i >> 1) & 1) * 8 - 2 * ((int)threadIdx.x & 3) - (i / 4) * 8 - (i & 1);
+  }
+  __device__ __forceinline__ static float sum(const float (&x)[64]) {
+    float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < 64; ++i)
-      if (base + (i / 4) * 8 + (i & 1) > query + ((i >> 1) & 1) * 8) s[i] = NEG_INF;
+    for (int i = 0; i < 64; ++i) total[i & 3] += x[i];
+    return (total[0] + total[1]) + (total[2] + total[3]);
+  }
+  // Scores of tile i of this block, `tile` of all, raw; with estimating also their sum, every pair at the band of the middles.
+  // row: the thread's first row.
+  template <bool estimating> __device__ __forceinline__ float product(const IndexArgs& a, int i, int tile, int row) {
+    const u32 slot = i % kRing, k = ring + slot * kTileBytes;
+    barrier_wait(shared_address(&sh->k_full[slot]), (i / kRing) & 1);
+    float total = 0.0f;
+#ifdef BANDS
+    const int apart = a.n - kTile - tile * kTile;  // the distance of row 0 and key 0
+    const bool far = apart - (kTile - 1) >= a.band;
+    u32 by[kHalves * 4][4];
+#pragma unroll
+    for (int kk = 0; kk < kHalves * 4; ++kk)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) by[kk][j] = far ? q2[kk][j] : q[kk][j];
+    multiply(s, by, k);
+    if (estimating) total = sum(s);
+    if (!far && apart + kTile - 1 >= a.band) {  // the border crosses the tile
+      float other[64];
+      multiply(other, q2, k);
+      const int middle = (2 * tile * kTile + min(a.n - tile * kTile, kTile) - 1) / 2;
+      if (estimating && a.n - kTile / 2 - 1 - middle >= a.band) total = sum(other);
+#pragma unroll
+      for (int x = 0; x < 64; ++x)
+        if (apart + distance(row, x) >= a.band) s[x] = other[x];
+    }
+#else
+    multiply(s, q, k);
+    if (estimating) total = sum(s);
+#endif
+    if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&sh->k_empty[slot]));
+    return total;
+  }
+  // Softcap, and what the rows may not see.
+  __device__ __forceinline__ void mask(const IndexArgs& a, int tile, int row) {
+    const int apart = a.n - kTile - tile * kTile;
+    if (a.softcap > 0.0f) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) s[i] = capped(a, s[i] * a.scale) / a.scale;
+    }
+    if (apart < kTile - 1) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i)
+        if (apart + distance(row, i) < 0) s[i] = NEG_INF;
+    }
+    if (a.window > 0 && apart + kTile - 1 >= a.window) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i)
+        if (apart + distance(row, i) >= a.window) s[i] = NEG_INF;
+    }
   }
 };
 
@@ -84,8 +153,8 @@ __device__ __forceinline__ void store_part(float* parts, const IndexArgs& a, int
   if ((threadIdx.x & 31) == 0) parts[((long long)head * a.blocks + tile) * kParts + threadIdx.x / 32] = x;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-    flexindex_rows(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
+extern "C" __global__ void __launch_bounds__(256, kBlocks)
+    flexindex_rows(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k, SECOND_QUERY
                    const __grid_constant__ IndexArgs a) {
   extern __shared__ char memory[];
   const int split = blockIdx.x, head = blockIdx.y, first = split * a.tiles_per_split;
@@ -94,16 +163,12 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   const float scale = a.scale * 1.44269504f;
   const int row = (threadIdx.x / 32) * 16 + (threadIdx.x & 31) / 4;
   Probe p;
-  p.start(memory, &map_q, &map_k, a, head, first);
+  p.start(memory, &map_q, &map_k, SECOND_MAP, a, head, first);
   float m[2] = {NEG_INF, NEG_INF}, l[2] = {0.0f, 0.0f};
   for (int i = 0; i < tiles; ++i) {
     if (threadIdx.x == 0 && i + 1 < tiles) p.load(&map_k, first + i + 1, i + 1, kv_head, batch);
-    p.product(i);
     // The mean score of a tile is the product of the means: what the pooled queries and keys would give.
-    float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int j = 0; j < 64; ++j) total[j & 3] += p.s[j];
-    store_part(a.estimate_part, a, head, first + i, (total[0] + total[1]) + (total[2] + total[3]));
+    store_part(a.estimate_part, a, head, first + i, p.product<true>(a, i, first + i, row));
     p.mask(a, first + i, row);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -159,8 +224,8 @@ template <int width> __device__ __forceinline__ void halve(float (&x)[32], int l
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-    flexindex_sums(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
+extern "C" __global__ void __launch_bounds__(256, kBlocks)
+    flexindex_sums(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k, SECOND_QUERY
                    const __grid_constant__ IndexArgs a) {
   extern __shared__ char memory[];
   const int split = blockIdx.x, head = blockIdx.y, first = split * a.tiles_per_split;
@@ -169,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   const float scale = a.scale * 1.44269504f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = warp * 16 + lane / 4;
   Probe p;
-  p.start(memory, &map_q, &map_k, a, head, first);
+  p.start(memory, &map_q, &map_k, SECOND_MAP, a, head, first);
   if (threadIdx.x < kTile) p.sh->column[0][threadIdx.x] = row_lse(a, head, threadIdx.x);
   __syncthreads();
   const float lse[2] = {p.sh->column[0][row], p.sh->column[0][row + 8]};
@@ -177,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   float* slab = (float*)(memory + (p.slab - shared_address(memory))) + warp * kSlab;
   for (int i = 0; i < tiles; ++i) {
     if (threadIdx.x == 0 && i + 1 < tiles) p.load(&map_k, first + i + 1, i + 1, kv_head, batch);
-    p.product(i);
+    p.product<false>(a, i, first + i, row);
     p.mask(a, first + i, row);
 #pragma unroll
     for (int j = 0; j < 64; ++j) p.s[j] = exp2_approx(__fmaf_rn(p.s[j], scale, -lse[(j >> 1) & 1]));

@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_pool(const __grid_co
 }
 
 // 4. Row-wise softmax of pooled queries against pooled keys, query-aware heads only.
-// Grid (ceil(blocks / 16), heads), 256 threads, shared: kRows * (d + blocks) + 64 * (d + 4) floats.
+// Grid (ceil(blocks / 16), heads), 256 threads, shared: kRows * (d + blocks) + 64 * (d + 4) floats, and kRows * d of the second rotation.
 extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_constant__ IndexArgs a) {
   const int head = blockIdx.y;
   if (!a.aware[head]) return;
@@ -69,12 +69,16 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
   float* q = shared;                       // [kRows, d]
   float* logits = q + kRows * a.d;         // [kRows, blocks]
   float* keys = logits + kRows * a.blocks; // [64, d + 4]
+  float* q2 = keys + 64 * (a.d + 4);       // [kRows, d], with a.q2
   const int first = blockIdx.x * kRows, rows = min(kRows, a.q_blocks - first), last = a.first_block + first + rows - 1, pitch = a.d + 4;
   const int batch = head / a.q_heads, q_head = head % a.q_heads;
   for (int r = 0; r < rows; ++r) {
     const int at = (a.first_block + first + r) * a.block, from = max(at, a.q_offset);  // positions
     mean_rows(a.q, batch * a.q_batch + q_head * a.q_head, a.q_row, from - a.q_offset, min(at + a.block, a.n) - from, a.d,
               q + r * a.d, scratch);
+    if (a.q2)
+      mean_rows(a.q2, batch * a.q2_batch + q_head * a.q2_head, a.q2_row, from - a.q_offset, min(at + a.block, a.n) - from, a.d,
+                q2 + r * a.d, scratch);
   }
   const float* k_mean = a.k_mean + (long long)(batch * a.kv_heads + kv_head_of(a, q_head)) * a.blocks * a.d;
   const int column = threadIdx.x % 64, quarter = threadIdx.x / 64;  // 4 rows x 1 column each
@@ -87,16 +91,23 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
     __syncthreads();
     if (column < keys_here) {
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      int by[4];  // where the rows are, from q
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int row = quarter * 4 + r;
+        const bool far = a.q2 && middle_of(a, a.first_block + first + row, a.q_offset, a.n) - middle_of(a, j0 + column, 0, a.n) >= a.band;
+        by[r] = (far ? (int)(q2 - q) : 0) + row * a.d;
+      }
       for (int i = 0; i < a.d; i += 4) {
         const float4 k = *(const float4*)(keys + column * pitch + i);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const float4 x = *(const float4*)(q + (quarter * 4 + r) * a.d + i);
+          const float4 x = *(const float4*)(q + by[r] + i);
           sum[r] += x.x * k.x + x.y * k.y + x.z * k.z + x.w * k.w;
         }
       }
 #pragma unroll
-      for (int r = 0; r < 4; ++r) logits[(quarter * 4 + r) * a.blocks + j0 + column] = sum[r] * a.scale;
+      for (int r = 0; r < 4; ++r) logits[(quarter * 4 + r) * a.blocks + j0 + column] = capped(a, sum[r] * a.scale);
     }
     __syncthreads();
   }
@@ -105,12 +116,13 @@ extern "C" __global__ void __launch_bounds__(256) flexindex_blocks(const __grid_
     const int i = a.first_block + first + r;
     const float* x = logits + r * a.blocks;
     float* out = a.block_p + (long long)head * tiles_before(a, a.q_blocks) + tiles_before(a, first + r);
+    const int low = first_visible(a, i);
     float top = NEG_INF, sum = 0.0f;
-    for (int j = lane; j <= i; j += 32) top = fmaxf(top, x[j]);
+    for (int j = low + lane; j <= i; j += 32) top = fmaxf(top, x[j]);
     for (int o = 16; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
-    for (int j = lane; j <= i; j += 32) sum += __expf(x[j] - top);
+    for (int j = low + lane; j <= i; j += 32) sum += __expf(x[j] - top);
     for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
-    for (int j = lane; j <= i; j += 32) out[j] = __expf(x[j] - top) / sum;
+    for (int j = lane; j <= i; j += 32) out[j] = j < low ? 0.0f : __expf(x[j] - top) / sum;
   }
 }
 
@@ -364,12 +376,13 @@ struct RowMask {
   const float* p;  // null unless query-aware
   u32 threshold;
   bool inclusive;
-  int blocks;
+  int blocks, low;  // low: the first key block that is seen
 
   __device__ __forceinline__ RowMask(const IndexArgs& a, int head, int i) {
     v_bits = a.v_bits + (long long)head * a.words;
     s_bits = a.s_bits + (long long)head * (a.words + 1);
     blocks = a.blocks;
+    low = first_visible(a, i);
     p = nullptr;
     if (!a.aware[head]) return;
     p = a.block_p + (long long)head * tiles_before(a, a.q_blocks) + tiles_before(a, i - a.first_block);
@@ -393,7 +406,8 @@ struct RowMask {
         const u32 kept = __ballot_sync(~0u, j <= i && (inclusive ? bits >= threshold : bits > threshold));
         if (t == lane) x |= kept;
       }
-    return x;
+    const int hidden = low - 32 * w;  // columns of the word
+    return hidden <= 0 ? x : hidden >= 32 ? 0 : x & (~0u << hidden);
   }
 };
 

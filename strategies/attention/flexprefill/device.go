@@ -20,9 +20,6 @@ func selectOnDevice(call *kernel.DeviceCall, p *kernel.Part) (*kernel.DeviceSele
 	if !call.Tiled() || p.Query.Rows < cuda.Tile || p.Offset+p.Query.Rows != p.Key.Rows {
 		return kernel.OnHost(call, p)
 	}
-	if call.Request.Window > 0 || call.Request.Softcap > 0 {
-		call.Note("blocks were chosen without window and softcap")
-	}
 	selected, err := call.Work.Select(s)
 	if err != nil {
 		return nil, err
@@ -35,7 +32,9 @@ func selectOnDevice(call *kernel.DeviceCall, p *kernel.Part) (*kernel.DeviceSele
 // deviceSelection reads the parameters as the device takes them.
 func deviceSelection(call *kernel.DeviceCall, p *kernel.Part) cuda.Selection {
 	s := cuda.Selection{Query: p.Query, Key: p.Key, Half: call.Half, Rule: rules[call.Params.Text("rule")],
-		Scale: call.Scale(p), HeadGamma: call.PerHead("gamma"), HeadTau: call.PerHead("tau")}
+		Scale: call.Scale(p), HeadGamma: call.PerHead("gamma"), HeadTau: call.PerHead("tau"),
+		Window: int(call.Request.Window), Softcap: float32(call.Request.Softcap)}
+	s.Rotated, s.Band = p.Far()
 	s.MinBlocks = max(1, ceilDiv(call.Params.Int("min_budget"), cuda.Tile))
 	if call.Params.IsSet("max_budget") {
 		s.MaxBlocks = ceilDiv(call.Params.Int("max_budget"), cuda.Tile)

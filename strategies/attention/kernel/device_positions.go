@@ -19,6 +19,10 @@ type rotations struct {
 // Scale is the factor of the part's scores.
 func (c *DeviceCall) Scale(p *Part) float32 { return float32(c.Request.Scale * p.positions.scale) }
 
+// Far are the part's queries for distances from border on; nil: one rotation
+// does for all.
+func (p *Part) Far() (queries *cuda.Tensor, border int) { return p.positions.far, p.positions.border }
+
 // position turns the queries and keys of a part as the plan says. The kernels
 // know one rotation of keys and, by distance, two of queries.
 func (c *DeviceCall) position(p *Part) error {
@@ -38,7 +42,6 @@ func (c *DeviceCall) position(p *Part) error {
 			return err
 		}
 		p.positions.far, p.positions.border = &turned, border
-		c.noteBands()
 	}
 	if p.Query, err = c.turn(p.Query, p.Offset, p.Sequences, 0, plan, near.Query); err != nil {
 		return err
@@ -75,13 +78,6 @@ func (c *DeviceCall) bands(p *Part, plan *core.PositionPlan) (near, far *core.Ba
 		return met[0], met[1], int(met[1].Low), nil
 	}
 	return nil, nil, 0, c.Unsupported("positions %q, whose %d bands turn keys too,", plan.Strategy, len(met))
-}
-
-// noteBands tells that selecting does not follow a second band.
-func (c *DeviceCall) noteBands() {
-	if c.info.Name != "dense" && c.info.Name != "custom" {
-		c.Note("blocks were chosen at the positions of the nearest band")
-	}
 }
 
 // keySequences are the sequences of keys as if they were queries.

@@ -9,20 +9,20 @@ import driver
 
 class IndexArgs(C.Structure):
     _fields_ = ([(n, C.c_void_p) for n in (
-        "q", "k", "partial", "scores", "vertical", "slash", "k_mean", "estimate_part", "v_part", "v_pool", "s_pool", "estimate", "js", "aware", "block_p",
+        "q", "k", "q2", "partial", "scores", "vertical", "slash", "k_mean", "estimate_part", "v_part", "v_pool", "s_pool", "estimate", "js", "aware", "block_p",
         "hist_count", "hist_low", "state", "done", "v_bits", "s_bits", "row_ptr", "cols")]
-        + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "k_batch", "k_head", "k_row")]
+        + [(n, C.c_longlong) for n in ("q_batch", "q_head", "q_row", "q2_batch", "q2_head", "q2_row", "k_batch", "k_head", "k_row")]
         + [(n, C.c_int) for n in ("batch", "q_heads", "kv_heads", "n", "d", "block", "blocks", "splits", "tiles_per_split",
-                                  "words", "min_blocks", "max_blocks", "q_offset", "first_block", "q_blocks", "rule", "interleave")]
-        + [("scale", C.c_float), ("gamma", C.c_float * 256), ("tau", C.c_float * 256)])
+                                  "words", "min_blocks", "max_blocks", "q_offset", "first_block", "q_blocks", "rule", "interleave", "band", "window")]
+        + [("scale", C.c_float), ("softcap", C.c_float), ("gamma", C.c_float * 256), ("tau", C.c_float * 256)])
 
 
 class Index:
-    """Kernels for one input type; plain = float32 arithmetic without tensor cores."""
+    """Kernels for one input type; plain = float32 arithmetic without tensor cores; bands = for a second rotation of q."""
 
-    def __init__(self, dtype=torch.bfloat16, head_dim=128, plain=False):
+    def __init__(self, dtype=torch.bfloat16, head_dim=128, plain=False, bands=False):
         define = {torch.bfloat16: [], torch.float16: ["FP16"], torch.float32: ["FLOAT_INPUT"]}[dtype]
-        self.plain = plain
+        self.plain, self.bands = plain, bands
         select = driver.Module("flexindex_select.cu", define)
         self.f = {n: select.function("flexindex_" + n) for n in ("pool", "level0", "level1", "level2", "choose", "count", "fill")}
         self.f["blocks"] = select.function("flexindex_blocks", 200 * 1024)
@@ -30,7 +30,7 @@ class Index:
             m = driver.Module("flexindex_scores_plain.cu", define)
             self.f["plain_rows"], self.f["plain_sums"] = m.function("flexindex_plain_rows"), m.function("flexindex_plain_sums")
         else:
-            m = driver.Module("flexindex_scores_sm90.cu", define + ["HEAD_DIM=%d" % head_dim])
+            m = driver.Module("flexindex_scores_sm90.cu", define + ["HEAD_DIM=%d" % head_dim] + (["BANDS"] if bands else []))
             tile = 128 * head_dim * 2
             self.shared = 1024 + 2 * tile + 8 * 8 * 136 * 4 + 40 + 8 * 128 * 4 + 8 * 144 * 4
             self.f["rows"], self.f["sums"] = m.function("flexindex_rows", self.shared), m.function("flexindex_sums", self.shared)
@@ -47,7 +47,7 @@ class Index:
         new = (lambda *s, dtype=torch.float32: torch.full(s, float("nan") if dtype.is_floating_point else -1, dtype=dtype, device=dev)) \
             if poison else (lambda *s, dtype=torch.float32: torch.empty(s, dtype=dtype, device=dev))
         i32, i64 = torch.int32, torch.int64
-        tps = tiles_per_split(N, heads, 2 * torch.cuda.get_device_properties(dev).multi_processor_count)
+        tps = tiles_per_split(N, heads, (1 if self.bands else 2) * torch.cuda.get_device_properties(dev).multi_processor_count)
         splits, words = -(-N // tps), -(-N // 32)
         w = dict(partial=new(heads, splits, block, 2), vertical=new(heads, n), slash=new(heads, n), k_mean=new(b * hk, N, d),
                  estimate_part=new(heads, N, 8), v_part=new(heads, N, 8), v_pool=new(heads, N), s_pool=new(heads, N), estimate=new(heads, N), js=new(heads), aware=new(heads, dtype=i32),
@@ -65,25 +65,27 @@ class Index:
                       block=block, blocks=N, splits=splits, tiles_per_split=tps, words=words,
                       min_blocks=-(-(1 if min_budget is None else min_budget) // block),
                       max_blocks=min(N, 2 ** 31 - 1 if max_budget is None else -(-max_budget // block)),
-                      rule=rule, interleave=int(interleave), gamma=each(gamma), tau=each(tau), scale=d ** -0.5, q_offset=n - rows,
+                      rule=rule, interleave=int(interleave), gamma=each(gamma), tau=each(tau), scale=d ** -0.5, q_offset=n - rows, band=band, window=window, softcap=softcap,
                       first_block=first, q_blocks=Q,
                       **{name: t.data_ptr() for name, t in w.items()})
+        if q2 is not None:
+            a.q2, a.q2_batch, a.q2_head, a.q2_row = q2.data_ptr(), q2.stride(0), q2.stride(1), q2.stride(2)
         f = self.f
-        maps = [] if self.plain else [driver.tensor_map(q, 128), driver.tensor_map(k, 128)]
+        maps = [] if self.plain else [driver.tensor_map(x, 128) for x in ([q, k, q2] if self.bands else [q, k])]
         chunks = -(-max(n, tiles) // 4096)
         row_grid = (-(-heads * Q // 32),)
         steps = [("pool", (N, b * hk), 256, 0, [a])]
         if self.plain:
-            steps += [("plain_rows", (block, heads), 256, (d + 34) * 4, [a]),
-                      ("plain_sums", (-(-n // 256), heads), 256, (d + 34) * 4, [a])]
+            steps += [("plain_rows", (block, heads), 256, (2 * d + 34) * 4, [a]),
+                      ("plain_sums", (-(-n // 256), heads), 256, (2 * d + 34) * 4, [a])]
         else:
             steps += [("rows", (splits, heads), 256, self.shared, maps + [a]), ("sums", (splits, heads), 256, self.shared, maps + [a])]
-        steps += [("blocks", (-(-Q // 16), heads), 256, (16 * (d + N) + 64 * (d + 4)) * 4, [a])]
+        steps += [("blocks", (-(-Q // 16), heads), 256, (16 * (d * (1 + (q2 is not None)) + N) + 64 * (d + 4)) * 4, [a])]
         steps += [("level%d" % i, (chunks, 2 * heads), 256, 0, [a]) for i in range(3)]
         steps += [("choose", (2, heads), 1024, N * 4, [a]), ("count", row_grid, 1024, 0, [a]), ("fill", row_grid, 1024, 0, [a])]
         self.steps = steps
 
-        def go(_hold=(q, k, w)):
+        def go(_hold=(q, k, q2, w)):
             for name, grid, block_, shared, args in steps:
                 driver.launch(f[name], grid, block_, shared, args)
         return go, w
@@ -106,38 +108,45 @@ def masks(w, heads, blocks, first=0):
     return out.view(heads, blocks - first, blocks)
 
 
-def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, interleave=False):
+def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, interleave=False, q2=None, band=0, window=0, softcap=0.0):
     """The released rule from float32 scores, cumulative sums in float64. q, k: [heads, n, d] of one sequence; q may be its last rows."""
     hq, rows, d = q.shape
-    n = k.shape[1]
+    n, dev = k.shape[1], q.device
     hk, N, first = k.shape[0], -(-n // block), (n - rows) // block
     lo = -(-(1 if min_budget is None else min_budget) // block)
     hi = min(N, 2 ** 31 - 1 if max_budget is None else -(-max_budget // block))
-    out = torch.zeros(hq, N - first, N, dtype=torch.bool, device=q.device)
+    out = torch.zeros(hq, N - first, N, dtype=torch.bool, device=dev)
     js = torch.zeros(hq)
     pad = N * block - n
-    lens = torch.full((N, 1), float(block), device=q.device)
+    lens = torch.full((N, 1), float(block), device=dev)
     lens[-1] = block - pad
     pool = lambda x: torch.nn.functional.pad(x.float(), (0, 0, 0, pad)).view(N, block, d).sum(1) / lens
     blocks_of = lambda x: torch.nn.functional.pad(x, (0, pad)).view(N, block).sum(-1)
-    causal = torch.tril(torch.ones(N, N, dtype=torch.bool, device=q.device))[first:]
-    owner = (torch.arange(rows, device=q.device) + n - rows) // block - first
-    q_pool = lambda x: torch.zeros(N - first, d, device=q.device).index_add_(0, owner, x.float()) / torch.bincount(owner)[:, None]
+    at = torch.arange(N, device=dev)
+    seen = (at[None] <= at[first:, None]) & ((at[None] >= ((at[first:, None] * block - window + 1).clamp(min=0) // block)) if window else True)
+    owner = (torch.arange(rows, device=dev) + n - rows) // block - first
+    q_pool = lambda x: torch.zeros(N - first, d, device=dev).index_add_(0, owner, x.float()) / torch.bincount(owner)[:, None]
+    middle = lambda begin: ((at * block).clamp(min=begin) + ((at + 1) * block).clamp(max=n) - 1) // 2
+    cap = lambda x: softcap * torch.tanh(x / softcap) if softcap else x
+    far = lambda distance, near, other: torch.where(distance >= band, other, near) if q2 is not None else near
+    second = q if q2 is None else q2
     for h in range(hq):
         kh = k[h % hk if interleave else h * hk // hq]
-        last = q[h, -block:].float() / math.sqrt(d)
-        s = last @ kh.float().T
-        s[:, -block:].masked_fill_(~torch.tril(torch.ones(block, block, dtype=torch.bool, device=q.device)), float("-inf"))
+        km = pool(kh)
+        last, last2 = (x[h, -block:].float() / math.sqrt(d) for x in (q, second))
+        distance = torch.arange(n - block, n, device=dev)[:, None] - torch.arange(n, device=dev)[None]
+        s = cap(far(distance, last @ kh.float().T, last2 @ kh.float().T))
+        s.masked_fill_((distance < 0) | ((distance >= window) if window else False), float("-inf"))
         p = s.softmax(-1)
-        flipped = torch.zeros(n + block, device=q.device)
-        r = torch.arange(block, device=q.device)[:, None]
-        m = torch.arange(n, device=q.device)[None] + block - 1 - r  # slash index of (r, key)
+        flipped = torch.zeros(n + block, device=dev)
+        r = torch.arange(block, device=dev)[:, None]
+        m = torch.arange(n, device=dev)[None] + block - 1 - r  # slash index of (r, key)
         flipped.scatter_add_(0, m[m < n], p[m < n])
         slash, vertical = flipped[:n] / block, p.mean(0)
         needed = lambda x: int((x.double().sort(descending=True).values.cumsum(0) <= torch.tensor(gamma, dtype=torch.float32).item()).sum()) + 1
         nv, ns = [min(max(needed(x) // 128 + 1, lo), hi) for x in (vertical, slash)]
-        v, sl, km = blocks_of(vertical), blocks_of(slash), pool(kh)
-        est = (last.mean(0) @ km.T).softmax(-1)
+        v, sl = blocks_of(vertical), blocks_of(slash)
+        est = cap(far((2 * n - block - 1) // 2 - middle(0), last.mean(0) @ km.T, last2.mean(0) @ km.T)).masked_fill(~seen[-1], float("-inf")).softmax(-1)
         mid = (est + v) / 2
         kl = lambda x: (x * torch.log(x / mid)).sum()  # NaN at a zero, as released: not below tau
         js[h] = (0.5 * kl(est) + 0.5 * kl(v)).clamp(min=0).sqrt()
@@ -145,18 +154,17 @@ def reference(q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128,
         if aware:
             nv = ns = lo
         v[0], sl[-1] = float("inf"), float("inf")
-        mask = torch.zeros(N - first, N, dtype=torch.bool, device=q.device)
+        mask = torch.zeros(N - first, N, dtype=torch.bool, device=dev)
         mask[:, v.topk(min(nv, N)).indices] = True
         offsets = N - 1 - sl.topk(min(ns, N)).indices
-        i = torch.arange(N, device=q.device)
-        mask |= torch.isin(i[first:, None] - i[None], offsets)
-        mask &= causal
+        mask |= torch.isin(at[first:, None] - at[None], offsets)
         if aware:
-            p = ((q_pool(q[h]) / math.sqrt(d)) @ km.T).masked_fill(~causal, float("-inf")).softmax(-1).flatten()
+            score = cap(far(middle(n - rows)[first:, None] - middle(0)[None], q_pool(q[h]) @ km.T / math.sqrt(d), q_pool(second[h]) @ km.T / math.sqrt(d)))
+            p = score.masked_fill(~seen, float("-inf")).softmax(-1).flatten()
             x, idx = p.sort(descending=True)
             keep = idx[x.double().cumsum(0) <= gamma * (N - first)]
             mask.view(-1)[keep] = True
-        out[h] = mask
+        out[h] = mask & seen
     return out, js
 
 
