@@ -36,8 +36,9 @@ class Index:
             self.f["rows"], self.f["sums"] = m.function("flexindex_rows", self.shared), m.function("flexindex_sums", self.shared)
         self.keep = [select, m]
 
-    def prepare(self, q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, rule=0, interleave=0, poison=False):
-        """gamma and tau: a number, or one for each query head. The queries are the last of the keys."""
+    def prepare(self, q, k, gamma, tau=0.1, min_budget=None, max_budget=None, block=128, rule=0, interleave=0, poison=False,
+                q2=None, band=0, window=0, softcap=0.0):
+        """gamma and tau: a number, or one for each query head. The queries are the last of the keys; q2: for distances from band on."""
         b, hq, rows, d = q.shape
         n = k.shape[2]
         hk, heads, N, first = k.shape[1], b * hq, (n + block - 1) // block, (n - rows) // block
