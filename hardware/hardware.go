@@ -148,17 +148,8 @@ type SparseSum struct {
 	Consensus, Normalise bool
 }
 
-// Session is a prepared attention call, for one goroutine at a time. A call
-// that is cancelled returns the error of its context; what it wrote is void.
-type Session interface {
-	// Attend writes Output and LSE of every sequence. masks has the Blocks of
-	// each query head, sequence by sequence; nil: every key that is visible.
-	// Rows that see no key are zero with an LSE of -Inf.
-	Attend(ctx context.Context, masks []Blocks) error
-	// Representative scores the last rows of each query head against all keys:
-	// see RepresentativeScores. Bands, window and softcap hold as in Attend;
-	// sinks do not count.
-	Representative(ctx context.Context, rows int) ([]RepresentativeScores, error)
+// Prober measures some rows of a call, for strategies that choose by them.
+type Prober interface {
 	// RowMass computes the exact softmax of chosen rows against all visible
 	// keys, summed over key blocks.
 	RowMass(ctx context.Context, rows []RowSet, blockSize int) ([]RowMass, error)
@@ -168,6 +159,20 @@ type Session interface {
 	// by blocks of their position; the last (and, in a chunk, the first) block
 	// is the mean over the rows it has. Positions bands are not applied.
 	Pool(ctx context.Context, query bool, blockSize int) ([]Pooled, error)
+}
+
+// Session is a prepared attention call, for one goroutine at a time. A call
+// that is cancelled returns the error of its context; what it wrote is void.
+type Session interface {
+	Prober
+	// Attend writes Output and LSE of every sequence. masks has the Blocks of
+	// each query head, sequence by sequence; nil: every key that is visible.
+	// Rows that see no key are zero with an LSE of -Inf.
+	Attend(ctx context.Context, masks []Blocks) error
+	// Representative scores the last rows of each query head against all keys:
+	// see RepresentativeScores. Bands, window and softcap hold as in Attend;
+	// sinks do not count.
+	Representative(ctx context.Context, rows int) ([]RepresentativeScores, error)
 	// SquareMass scores tiles by antidiagonals (XAttention, arXiv 2503.16428): of
 	// each square of stride by stride pairs, the sum of one antidiagonal times
 	// scale; of each row of squares the softmax over the squares with a visible

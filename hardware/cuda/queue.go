@@ -13,18 +13,19 @@ import (
 // Queue runs work in the order of one stream and owns the scratch memory that
 // the work needs. One goroutine at a time may use it.
 type Queue struct {
-	device  *Device
-	stream  unsafe.Pointer
-	own     bool
-	counter Address // two words, zero between launches
-	scratch Address // of the index, grown as needed
-	size    int
-	done    Address // counters of the index, zero between launches
-	heads   int     // that done has room for
-	table   buffer  // sequences of the last call that had some
-	parts   buffer  // of a call that is split over the keys
-	tickets buffer  // zero between launches
-	chosen  buffer  // the mask of a selector, and what it was made from
+	device   *Device
+	stream   unsafe.Pointer
+	own      bool
+	counter  Address // two words, zero between launches
+	scratch  Address // of the index, grown as needed
+	size     int
+	done     Address // counters of the index, zero between launches
+	heads    int     // that done has room for
+	table    buffer  // sequences of the last call that had some
+	parts    buffer  // of a call that is split over the keys
+	tickets  buffer  // zero between launches
+	chosen   buffer  // the mask of a selector, and what it was made from
+	measured buffer  // rows or means for who chooses on the host
 }
 
 // buffer is device memory of a queue.
@@ -101,7 +102,7 @@ func (q *Queue) Wait() error {
 // Close waits for the work and releases the memory.
 func (q *Queue) Close() error {
 	err := q.Wait()
-	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at, &q.chosen.at} {
+	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at, &q.chosen.at, &q.measured.at} {
 		if freed := q.device.Free(*a); err == nil {
 			err = freed
 		}

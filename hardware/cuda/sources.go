@@ -91,7 +91,7 @@ func Kernels() []Kernel {
 				all = append(all, attendKernel("decode.cu", 80, false, headDim, half, f...),
 					attendKernel("decode.cu", 80, false, headDim, half, append(slices.Clone(f), Probing)...))
 			}
-			all = append(all, scoresKernel(headDim, half), scoresKernel(headDim, half, Bands))
+			all = append(all, scoresKernel(headDim, half), scoresKernel(headDim, half, Bands), rowMassKernel(headDim, half))
 		}
 	}
 	for _, half := range []bool{false, true} {

@@ -297,10 +297,18 @@ func TestEnforcedCoverage(t *testing.T) {
 			params["gamma"] = 0.8
 			req := newRequest(6, params)
 			req.ProbeRows = 1000
-			for _, h := range attend(t, s, req).Report.Heads {
-				if !(*h.Coverage >= 0.8) {
-					t.Errorf("head %d keeps %g of the mass, .8 was promised", h.Head, *h.Coverage)
+			checkKept := func(what string) {
+				for _, h := range attend(t, s, req).Report.Heads {
+					if !(*h.Coverage >= 0.8) {
+						t.Errorf("head %d keeps %g of the mass%s, .8 was promised", h.Head, *h.Coverage, what)
+					}
 				}
+			}
+			checkKept("")
+			if _, ok := s.Info().Parameter("segment"); ok {
+				params["segment"] = int64(512)
+				checkKept(" by segments")
+				delete(params, "segment")
 			}
 			req.ProbeRows = 0 // then the promise itself is reported
 			response := attend(t, s, req)

@@ -15,7 +15,8 @@ if not torch.cuda.is_available():
 import trivium  # noqa: E402
 from test_cuda import BUDGET, DEVICE, check, error, reference, structured, tensors  # noqa: E402
 
-HOST = "blocks were chosen on cpu"
+# How the reports tell who chose: the host, alone or by rows that the device measured; nothing is said of the device.
+NOTES = {"host": "blocks were chosen on cpu", "both": "blocks were chosen on the host, by rows", "device": "blocks were chosen"}
 GAMMAS = [0.8, 0.9, 0.95, 0.99, 0.85, 0.7, 0.6, 1.0]
 
 # What the device has kernels for.
@@ -44,12 +45,20 @@ ELSEWHERE: list[tuple[str, dict[str, Any]]] = [
     ("streaming", {"block_size": 256, "recent": 300}),
     ("flexprefill", {"block_size": 256, "gamma": 0.7}),
     ("flexprefill", {"segment": 1024, "gamma": 0.7}),
-    ("flexprefill", {"coverage": "enforce", "gamma": 0.8}),
-    ("xattention", {"coverage": "enforce", "threshold": 0.5, "gamma": 0.8}),
-    ("probe", {"gamma": 0.8}),
+    ("flexprefill", {"segment": 1024, "coverage": "enforce", "gamma": 0.7}),
     ("verticalslash", {"vertical": 300, "slash": 400}),
     ("minference", {}),
+]
+# What is chosen on the host by what the device measures.
+BOTH: list[tuple[str, dict[str, Any]]] = [
+    ("probe", {"gamma": 0.8}),
+    ("probe", {"gamma": 0.8, "block_size": 256}),
     ("oracle", {"gamma": 0.7}),
+    ("flexprefill", {"coverage": "enforce", "gamma": 0.8}),
+    ("flexprefill", {"coverage": "enforce", "gamma": 0.8, "rule": "paper", "tau": 0.3}),
+    ("xattention", {"coverage": "enforce", "threshold": 0.5, "gamma": [0.8, 0.7, 0.9, 0.8, 0.8, 0.95, 0.8, 0.8]}),
+    ("flashprefill", {"coverage": "enforce", "alpha": 0.7, "gamma": 0.8}),
+    ("streaming", {"coverage": "enforce", "recent": 200, "gamma": 0.7}),
 ]  # fmt: skip
 
 
@@ -66,6 +75,10 @@ def inputs(n: int, **more: Any) -> list[Any]:
     """Less sure of themselves than ``structured``: their sums do not hang on one key."""
     q, k, v = structured(n, **more)
     return [q * 0.4, k, v]
+
+
+def who(strategy: str) -> str:
+    return "both" if strategy == "probe" else "device"
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -99,13 +112,14 @@ def same_reports(got: Any, want: Any) -> None:
         assert abs(a.blocks_added - b.blocks_added) <= max(2, 0.005 * b.kept_blocks)
 
 
-def compare(q: Any, k: Any, v: Any, strategy: str, params: dict[str, Any], there: bool, **call: Any) -> Any:
+def compare(q: Any, k: Any, v: Any, strategy: str, params: dict[str, Any], who: str, **call: Any) -> Any:
     """Chosen, attended and reported on the device as on the CPU; the device's report."""
     options = {"strategy": strategy, **params, **call}
-    wide = [x.float() for x in on_cpu(q, k, v)] if there else on_cpu(q, k, v)
+    wide = on_cpu(q, k, v) if who == "host" else [x.float() for x in on_cpu(q, k, v)]
     wanted, want = trivium.attention(*wide, return_report=True, return_mask=True, probe_rows=40, seed=7, **options)
     out, lse, got = trivium.attention(q, k, v, return_lse=True, return_report=True, return_mask=True, probe_rows=40, seed=7, **options)
-    assert any(n.startswith(HOST) for n in got.notes) != there, got.notes
+    said = {name for name, note in NOTES.items() if any(n.startswith(note) for n in got.notes)} - {"device"}
+    assert said == {who} - {"device"}, got.notes
     a, b = got.mask, want.mask
     if a is None or b is None:  # everything
         assert min(got.density, want.density) > 0.999
@@ -126,29 +140,36 @@ def compare(q: Any, k: Any, v: Any, strategy: str, params: dict[str, Any], there
 @pytest.mark.parametrize("strategy, params", THERE, ids=str)
 @pytest.mark.parametrize("n", [3072, 2500])
 def test_there(n: int, strategy: str, params: dict[str, Any]) -> None:
-    report = compare(*inputs(n, seed=n), strategy, params, True)
+    report = compare(*inputs(n, seed=n), strategy, params, "device")
     assert report.density < 0.95 or params.get("last") == 5000
 
 
 @pytest.mark.parametrize("strategy, params", ELSEWHERE, ids=str)
 def test_elsewhere(strategy: str, params: dict[str, Any]) -> None:
     q, k, v = inputs(2500, seed=3)
-    report = compare(q, k, v, strategy, params, False)
+    report = compare(q, k, v, strategy, params, "host")
     copied = sum(x.numel() * 2 for x in (q, k))
     assert any(f"{copied} bytes" in n for n in report.notes)
+
+
+@pytest.mark.parametrize("strategy, params", BOTH, ids=str)
+@pytest.mark.parametrize("n", [2500, 3072])
+def test_both(n: int, strategy: str, params: dict[str, Any]) -> None:
+    report = compare(*inputs(n, seed=n), strategy, params, "both")
+    assert report.density < 0.95
 
 
 @pytest.mark.parametrize("offset", [1500, 1536])
 @pytest.mark.parametrize("strategy, params", [*THERE[::3], ("probe", {"gamma": 0.8})], ids=str)
 def test_chunks(strategy: str, params: dict[str, Any], offset: int) -> None:
     q, k, v = inputs(3072, seed=5)
-    compare(q[:, :, offset:], k, v, strategy, params, strategy != "probe", q_offset=offset)
+    compare(q[:, :, offset:], k, v, strategy, params, who(strategy), q_offset=offset)
 
 
 def test_chunks_that_flexprefill_chooses_for_elsewhere() -> None:
     q, k, v = inputs(3072, seed=6)
-    compare(q[:, :, 2990:], k, v, "flexprefill", {"gamma": 0.6}, False, q_offset=2990)
-    compare(q[:, :, 1500:2000], k, v, "flexprefill", {"gamma": 0.6}, False, q_offset=1500)
+    compare(q[:, :, 2990:], k, v, "flexprefill", {"gamma": 0.6}, "host", q_offset=2990)
+    compare(q[:, :, 1500:2000], k, v, "flexprefill", {"gamma": 0.6}, "host", q_offset=1500)
 
 
 @pytest.mark.parametrize("strategy, params", [("xattention", {}), ("flexprefill", {"rule": "paper"}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
@@ -170,14 +191,14 @@ def test_padded_batches(strategy: str, params: dict[str, Any], layout: Any) -> N
 @pytest.mark.parametrize("extra", [{"window": 700}, {"softcap": 6.0}, {"window": 700, "softcap": 4.0}], ids=str)
 @pytest.mark.parametrize("strategy, params", [*FLEX, ("xattention", {}), ("flashprefill", {"alpha": 0.5}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
 def test_window_and_softcap(strategy: str, params: dict[str, Any], extra: dict[str, Any]) -> None:
-    compare(*inputs(2500, seed=8), strategy, params, strategy != "probe", **extra)
+    compare(*inputs(2500, seed=8), strategy, params, who(strategy), **extra)
 
 
 @pytest.mark.parametrize("name", ["string", "yarn"])
 @pytest.mark.parametrize("strategy, params", [*FLEX, ("xattention", {}), ("flashprefill", {}), ("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})], ids=str)
 def test_positions(strategy: str, params: dict[str, Any], name: str) -> None:
     plan = {"string": {"train_length": 2048}, "yarn": {"factor": 2.0, "train_length": 2048}}[name]
-    compare(*inputs(3072, seed=9), strategy, params, strategy != "probe", position=trivium.position(name, **plan), rope_theta=10000.0)
+    compare(*inputs(3072, seed=9), strategy, params, who(strategy), position=trivium.position(name, **plan), rope_theta=10000.0)
 
 
 @pytest.mark.parametrize("strategy, params", FLEX, ids=str)
@@ -185,7 +206,7 @@ def test_positions(strategy: str, params: dict[str, Any], name: str) -> None:
 def test_chunks_by_string(strategy: str, params: dict[str, Any], offset: int) -> None:
     q, k, v = inputs(3072, seed=14)
     position = trivium.position("string", train_length=1500)
-    compare(q[:, :, offset:], k, v, strategy, params, True, q_offset=offset, position=position, rope_theta=10000.0)
+    compare(q[:, :, offset:], k, v, strategy, params, "device", q_offset=offset, position=position, rope_theta=10000.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -193,7 +214,25 @@ def test_chunks_by_string(strategy: str, params: dict[str, Any], offset: int) ->
 def test_other_heads(dim: int, dtype: Any) -> None:
     q, k, v = (x[..., :dim].contiguous() for x in inputs(2304, heads=6, kv=3, dtype=dtype))
     for strategy, params in (("xattention", {}), ("flashprefill", {}), ("flexprefill", {"rule": "paper"}), ("streaming", {"recent": 200})):
-        compare(q, k, v, strategy, params, True)
+        compare(q, k, v, strategy, params, "device")
+    compare(q, k, v, "probe", {"gamma": 0.8}, "both")
+
+
+def test_long_prompts_are_probed_as_on_the_cpu() -> None:
+    """From 16384 keys on other rows rank and check."""
+    q, k, v = inputs(17000, heads=4, kv=2, seed=20)
+    compare(q, k, v, "probe", {"gamma": 0.8}, "both")
+
+
+def test_without_causality() -> None:
+    q, k, v = inputs(1500, seed=21)
+    for strategy, params in (("streaming", {"recent": 300}), ("probe", {"gamma": 0.8})):
+        got = trivium.attention(q, k, v, strategy=strategy, causal=False, return_report=True, probe_rows=20, **params)[1]
+        want = trivium.attention(*(x.float() for x in on_cpu(q, k, v)), strategy=strategy, causal=False, return_report=True, probe_rows=20, **params)[1]
+        same_reports(got, want)
+    for strategy in ("xattention", "flashprefill", "flexprefill"):
+        report = trivium.attention(q, k, v, strategy=strategy, causal=False, return_report=True)[1]
+        assert report.density == 1 and any("causal attention only" in n for n in report.notes)
 
 
 def test_coverage_of_the_rows_that_chose() -> None:

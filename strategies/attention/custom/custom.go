@@ -43,21 +43,5 @@ func selectBlocks(_ context.Context, call *kernel.Call) (*core.Selection, error)
 	if err := mask.Validate(call.Request.Causal); err != nil {
 		return nil, err
 	}
-	if mask.Heads == 1 {
-		mask = broadcast(mask, call.Heads)
-	}
-	return &core.Selection{Mask: mask}, nil
-}
-
-// broadcast gives each of heads the rows of a mask of one head.
-func broadcast(mask *core.BlockMask, heads int) *core.BlockMask {
-	all := core.NewBlockMask(mask.BlockSize, heads, mask.Sequences)
-	for s, extent := range mask.Sequences {
-		for range heads {
-			for i := range extent.QueryBlocks {
-				all.Append(mask.Row(s, 0, i))
-			}
-		}
-	}
-	return all
+	return &core.Selection{Mask: kernel.Broadcast(mask, call.Heads)}, nil
 }

@@ -50,7 +50,7 @@ func (c *Call) blocks(mask *core.BlockMask) ([]hardware.Blocks, error) {
 	if err := mask.Validate(c.Request.Causal); err != nil {
 		return nil, err
 	}
-	grid := c.Request.BlockExtents(mask.BlockSize)
+	grid := c.grid(mask.BlockSize)
 	if mask.Heads != c.Heads || !slices.Equal(mask.Sequences, grid) {
 		return nil, core.Invalid(c.info.ID(), "block mask of %d heads over %v: want %d heads over %v", mask.Heads, mask.Sequences, c.Heads, grid)
 	}

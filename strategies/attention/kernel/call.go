@@ -18,7 +18,8 @@ type Call struct {
 	Params  core.Params
 	Heads   int // query heads
 	Problem *hardware.Problem
-	Session hardware.Session // runs on all threads by itself; one operation at a time
+	Session hardware.Session // runs on all threads by itself; one operation at a time; nil: a GPU measures
+	Prober  hardware.Prober  // the session, or what measures on a GPU
 
 	info     core.Info
 	kernel   *Kernel
@@ -53,7 +54,7 @@ func (c *Call) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.Session, c.prepared = session, time.Since(start)
+	c.Session, c.Prober, c.prepared = session, session, time.Since(start)
 	c.measured = make([]measurement, len(c.Problem.Sequences)*c.Heads)
 	return nil
 }

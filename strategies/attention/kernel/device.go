@@ -34,6 +34,8 @@ type DeviceSelection struct {
 	// Judges are the query rows of each head of the part that the choice was made
 	// by: unless others are asked for, coverage is measured on them. nil: none.
 	Judges [][]int32
+
+	enforced bool // what coverage is to be enforced has been added
 }
 
 // DeviceCall is an attention call on a GPU: what Call is on the CPU.
@@ -262,11 +264,8 @@ func (c *DeviceCall) choose(p *Part, choose DeviceSelector) (*DeviceSelection, e
 	case p.Query.Rows == 1 && c.Request.Mask == nil:
 		chosen.Pattern = "dense_decode"
 	default:
-		if c.Params.Text("coverage") == "enforce" || c.Params.Int("segment") > 0 {
-			choose = OnHost
-		}
 		var err error
-		if chosen, err = choose(c, p); err != nil {
+		if chosen, err = c.ask(p, choose); err != nil {
 			return nil, err
 		}
 	}
@@ -280,6 +279,18 @@ func (c *DeviceCall) choose(p *Part, choose DeviceSelector) (*DeviceSelection, e
 		c.report.Times.Select += milliseconds(time.Since(start))
 	}
 	return chosen, c.describe(p, chosen)
+}
+
+// ask lets the strategy choose, and tops up if coverage is to be enforced.
+func (c *DeviceCall) ask(p *Part, choose DeviceSelector) (*DeviceSelection, error) {
+	if c.Params.Int("segment") > 0 {
+		choose = OnHost
+	}
+	chosen, err := choose(c, p)
+	if err != nil || chosen.enforced || c.Params.Text("coverage") != "enforce" {
+		return chosen, err
+	}
+	return c.enforce(p, chosen)
 }
 
 // launch attends to the tiles of a mask, or to all.

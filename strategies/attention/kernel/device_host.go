@@ -34,14 +34,20 @@ func OnHost(c *DeviceCall, p *Part) (*DeviceSelection, error) {
 	for _, note := range call.notes {
 		c.Note(note)
 	}
-	chosen := &DeviceSelection{Masked: selection.Mask, OfPart: true, Reason: selection.Reason, Heads: selection.Heads, Judges: call.judges()}
+	return call.forDevice(p, selection), nil
+}
+
+// forDevice turns what was chosen on the host for a part into what is attended
+// to on the device.
+func (c *Call) forDevice(p *Part, selection *core.Selection) *DeviceSelection {
+	chosen := &DeviceSelection{Masked: selection.Mask, OfPart: true, Reason: selection.Reason, Heads: selection.Heads, Judges: c.judges(), enforced: true}
 	if selection.Mask != nil && chosen.Heads == nil {
-		chosen.Heads = call.describeMask(selection)
+		chosen.Heads = c.describeMask(selection)
 	}
 	for i := range chosen.Heads {
 		chosen.Heads[i].Sequence += p.First
 	}
-	return chosen, nil
+	return chosen
 }
 
 // judges are the rows whose dense LSE a selector found in passing, by slot.
@@ -57,12 +63,7 @@ func (c *Call) judges() [][]int32 {
 
 // hostRequest is a part as a request for the host, to select, not to attend.
 func (c *DeviceCall) hostRequest(p *Part) (req *core.AttentionRequest, copied int64, err error) {
-	host := *c.Request
-	host.CuSeqlens, host.KeyStart, host.KeyEnd, host.Output, host.LSE, host.Ready, host.Done = nil, nil, nil, nil, nil, nil, nil
-	host.QueryOffset = make([]int64, p.Count)
-	for i := range host.QueryOffset {
-		host.QueryOffset[i] = int64(p.Offset)
-	}
+	host := c.partRequest(p)
 	if host.Query, err = c.fetch(p.ArrivedQuery); err != nil {
 		return nil, 0, err
 	}
@@ -76,7 +77,18 @@ func (c *DeviceCall) hostRequest(p *Part) (req *core.AttentionRequest, copied in
 		}
 		host.Mask = ofSequences(mask, p.First, p.Count)
 	}
-	return &host, host.Query.Span() + host.Key.Span(), nil
+	return host, host.Query.Span() + host.Key.Span(), nil
+}
+
+// partRequest is a part as a request to select, without its tensors.
+func (c *DeviceCall) partRequest(p *Part) *core.AttentionRequest {
+	r := *c.Request
+	r.CuSeqlens, r.KeyStart, r.KeyEnd, r.Output, r.LSE, r.Ready, r.Done = nil, nil, nil, nil, nil, nil, nil
+	r.QueryOffset = make([]int64, p.Count)
+	for i := range r.QueryOffset {
+		r.QueryOffset[i] = int64(p.Offset)
+	}
+	return &r
 }
 
 // fetch copies a tensor to the host, gaps between its rows included.

@@ -99,33 +99,45 @@ func (c *DeviceCall) describe(p *Part, chosen *DeviceSelection) error {
 	if !c.waits && !c.Request.WantMask {
 		return nil
 	}
-	mask, size := chosen.Masked, cuda.Tile
+	mask, heads, err := c.examine(p, chosen)
+	if err != nil {
+		return err
+	}
+	c.kept = append(c.kept, partMask{p.First, p.Count, mask, chosen.Mask != nil && c.complete(mask), chosen.Judges})
+	c.report.Heads = append(c.report.Heads, heads...)
+	return nil
+}
+
+// examine is what was chosen for a part: its mask over the part's sequences,
+// nil for everything, and the reports of its heads.
+func (c *DeviceCall) examine(p *Part, chosen *DeviceSelection) (*core.BlockMask, []core.HeadReport, error) {
+	mask := chosen.Masked
+	switch {
+	case chosen.Mask != nil:
+		var err error
+		if mask, err = c.download(*chosen.Mask, c.Request.BlockExtents(cuda.Tile)[p.First:p.First+p.Count]); err != nil {
+			return nil, nil, err
+		}
+	case mask != nil && !chosen.OfPart:
+		if err := c.checkMask(mask); err != nil {
+			return nil, nil, err
+		}
+		mask = ofSequences(mask, p.First, p.Count)
+	}
+	if chosen.Heads != nil {
+		return mask, chosen.Heads, nil
+	}
+	size := cuda.Tile
 	if mask != nil {
 		size = mask.BlockSize
 	}
-	grid := c.Request.BlockExtents(size)[p.First : p.First+p.Count]
-	if chosen.Mask != nil {
-		var err error
-		if mask, err = c.download(*chosen.Mask, grid); err != nil {
-			return err
-		}
-	}
-	whole := chosen.Masked != nil && !chosen.OfPart
-	c.kept = append(c.kept, partMask{p.First, p.Count, mask, whole, chosen.Mask != nil && c.complete(mask), chosen.Judges})
-	if chosen.Heads != nil {
-		c.report.Heads = append(c.report.Heads, chosen.Heads...)
-		return nil
-	}
 	heads := make([]core.HeadReport, 0, p.Count*c.Heads)
-	for s, extent := range grid {
+	for s, extent := range c.Request.BlockExtents(size)[p.First : p.First+p.Count] {
 		for h := range c.Heads {
 			report := core.HeadReport{Sequence: p.First + s, Head: h, Pattern: chosen.Pattern, Blocks: extent.Tiles(c.Request.Causal)}
 			report.Kept = report.Blocks
-			switch {
-			case mask != nil && whole:
-				report.Kept = mask.Kept(p.First+s, min(h, mask.Heads-1))
-			case mask != nil:
-				report.Kept = mask.Kept(s, h)
+			if mask != nil {
+				report.Kept = mask.Kept(s, min(h, mask.Heads-1))
 			}
 			report.Density = ratio(report.Kept, report.Blocks)
 			heads = append(heads, report)
@@ -133,11 +145,10 @@ func (c *DeviceCall) describe(p *Part, chosen *DeviceSelection) error {
 	}
 	if chosen.Describe != nil {
 		if err := chosen.Describe(heads); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
-	c.report.Heads = append(c.report.Heads, heads...)
-	return nil
+	return mask, heads, nil
 }
 
 // download reads a mask of the device.
@@ -172,8 +183,7 @@ func (c *DeviceCall) Words(at cuda.Address, count int) ([]int32, error) {
 // partMask is what was kept of some sequences; a nil mask: everything.
 type partMask struct {
 	first, count int
-	mask         *core.BlockMask // over the part alone, or over the call
-	whole        bool            // over the call
+	mask         *core.BlockMask // over the part
 	complete     bool            // it keeps every tile with a visible pair
 	judges       [][]int32       // rows of each head that it was chosen by
 }
@@ -235,10 +245,8 @@ func (c *DeviceCall) keptRow(everything *core.BlockMask, sequence, head, row int
 			continue
 		case k.mask == nil:
 			return everything.Row(sequence, 0, row)
-		case k.whole:
-			return k.mask.Row(sequence, min(head, k.mask.Heads-1), row)
 		}
-		return k.mask.Row(sequence-k.first, head, row)
+		return k.mask.Row(sequence-k.first, min(head, k.mask.Heads-1), row)
 	}
 	return nil
 }

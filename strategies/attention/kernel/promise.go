@@ -38,11 +38,11 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 	if err != nil {
 		return nil, err
 	}
-	keys, err := c.Session.Pool(ctx, false, blockSize)
+	keys, err := c.Prober.Pool(ctx, false, blockSize)
 	if err != nil {
 		return nil, err
 	}
-	queries, err := c.Session.Pool(ctx, true, blockSize)
+	queries, err := c.Prober.Pool(ctx, true, blockSize)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 	if len(asked) == 0 {
 		return all, nil
 	}
-	masses, err := c.Session.RowMass(ctx, asked, blockSize)
+	masses, err := c.Prober.RowMass(ctx, asked, blockSize)
 	for i, m := range masses {
 		all[at[i]] = m
 	}

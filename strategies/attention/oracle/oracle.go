@@ -27,7 +27,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: each chunk reaches gamma for its own rows; its tiles need not be those of a one-shot call.",
 			kernel.SegmentNote,
 		},
-	}, selectBlocks, kernel.OnHost)
+	}, selectBlocks, kernel.ByProbes)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
@@ -86,7 +86,7 @@ func tileMass(ctx context.Context, call *kernel.Call, size int) ([][]float32, er
 			for i := range sets {
 				sets[i] = hardware.RowSet{Sequence: slot / call.Heads, Head: slot % call.Heads, Rows: blocks[first+i]}
 			}
-			results, err := call.Session.RowMass(ctx, sets, size)
+			results, err := call.Prober.RowMass(ctx, sets, size)
 			if err != nil {
 				return nil, err
 			}

@@ -32,7 +32,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: each chunk keeps the promise for its own rows, and so for the prompt; its tiles need not be those of a one-shot call.",
 			kernel.SegmentNote,
 		},
-	}, selectBlocks, kernel.OnHost)
+	}, selectBlocks, kernel.ByProbes)
 }
 
 func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, error) {
