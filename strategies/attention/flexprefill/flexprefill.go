@@ -38,7 +38,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 			"Chunks: the last queries of each chunk choose for that chunk. When they are at least block_size, vertical-slash heads of a prompt's last chunk keep exactly the tiles of the one-shot call; other chunks promise neither the same nor a superset.",
 			"Block means are scored at the position plan's band of their middles.",
 			kernel.SegmentNote,
-			"cuda: chosen on the device with block_size 128 when the queries are the last of the keys and at least 128; on the host otherwise, and with a segment or coverage enforce.",
+			"cuda: chosen on the device with block_size 128 when the queries are the last of the keys and at least 128; on the host otherwise, and with a segment.",
 		},
 	}, selectBlocks, selectOnDevice)
 }
