@@ -260,3 +260,31 @@ func TestIndexPartsDoNotOverlap(t *testing.T) {
 		end = uint64(*p.at) + uint64(p.bytes)
 	}
 }
+
+func TestProbingRefuses(t *testing.T) {
+	q := &Queue{device: &Device{Processors: 132}}
+	a := Attention{Query: tensor(1, 8, 300, 128), Key: tensor(1, 2, 400, 128), Value: tensor(1, 2, 400, 128), Scale: 1}
+	for name, r := range map[string]RowSets{"no sets": {Count: 1}, "lines of other lengths": {Sets: []int32{0, 1}, Rows: []int32{1, 2, 3}, Count: 2}, "no rows": {Sets: []int32{0}}} {
+		if _, err := q.RowMass(a, r); err == nil || !strings.Contains(err.Error(), "want up to") {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	a.Sequences = []Sequence{{Queries: 1, Keys: 1}}
+	if _, err := q.RowMass(a, RowSets{Sets: []int32{0}, Rows: []int32{0}, Count: 1}); err == nil {
+		t.Error("packed sequences: want an error")
+	}
+	for _, c := range [][2]int{{-1, 128}, {0, 0}} {
+		if _, _, err := q.Pool(a.Key, false, c[0], c[1]); err == nil || !strings.Contains(err.Error(), "want positive blocks") {
+			t.Errorf("offset %d, block %d: error %v", c[0], c[1], err)
+		}
+	}
+	chunk := Chunk{Query: a.Query, Key: a.Key, Scale: 1}
+	for _, s := range []Streaming{{Chunk: chunk}, {Chunk: chunk, SinkBlocks: -1, WindowBlocks: 1}, {Chunk: Chunk{Query: a.Query, Key: a.Key}, WindowBlocks: 1}} {
+		if err := s.validate(); err == nil {
+			t.Errorf("%+v: want an error", s)
+		}
+	}
+	if err := (Streaming{Chunk: chunk, WindowBlocks: 1}).validate(); err != nil {
+		t.Error(err)
+	}
+}
