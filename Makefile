@@ -15,9 +15,10 @@ GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strate
 RACE := ./core/... ./plugins/... ./pybind/...
 
 # package:target; each is fuzzed for FUZZTIME beyond its committed corpus.
-FUZZ := core/checkpoint:FuzzHeader core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema plugins/host:FuzzManifest \
-	plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/lane:FuzzParse plugins/wire:FuzzDecode plugins/wire:FuzzBlockMask
-FUZZTIME ?= 2s
+FUZZ := core/checkpoint:FuzzHeader core/checkpoint:FuzzUnpickle core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema \
+	plugins/host:FuzzManifest plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/lane:FuzzParse plugins/wire:FuzzDecode \
+	plugins/wire:FuzzBlockMask
+FUZZTIME ?= 20s
 EXAMPLES := dilated-window shrunk-positions
 
 .PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench clean
@@ -70,9 +71,7 @@ race:
 	go test -timeout 30m -race -short $(RACE)
 
 fuzz:
-	@for target in $(FUZZ); do \
-		go test -run '^$$' -fuzz "^$${target#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 "./$${target%:*}" || exit 1; \
-	done
+	FUZZTIME=$(FUZZTIME) tests/fuzz.sh $(FUZZ)
 
 # Plugins in modules of their own, by the same suite that their authors run. The one in Python is pytest's.
 examples:
