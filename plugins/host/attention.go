@@ -127,6 +127,9 @@ func (x *exchange) take(reply *pb.AttendResponse) (*core.AttentionResponse, erro
 		return nil, badAnswer(err)
 	}
 	x.call.copyBack()
+	if err := x.checkNumbers(); err != nil {
+		return nil, badAnswer(err)
+	}
 	x.call.report(&response.Report, x.began)
 	return response, nil
 }

@@ -25,11 +25,13 @@ type Caller struct {
 	mu     sync.Mutex
 	held   bool
 	served bool // the plugin has said hello
+	broken bool // what came was not of the contract: the lane is not used again
 	closed bool
 
 	packet  []byte // of the holder
 	reply   []byte // what has come of it
 	waiting uint64 // the call it waited for last
+	owed    uint64 // the call that was sent and not answered yet; 0: none
 }
 
 // NewPair returns the host's end and the descriptor to start the plugin process
@@ -50,11 +52,12 @@ func NewPair(limit int) (*Caller, *os.File, error) {
 }
 
 // Acquire takes the lane for one call. It does not wait: false means that the
-// lane is taken, lost, or not served by the plugin.
+// lane is taken, lost, not served by the plugin, or that the plugin is still to
+// answer a call that was cancelled.
 func (c *Caller) Acquire() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held || c.closed || !c.greeted() {
+	if c.held || c.closed || c.broken || !c.greeted() || !c.settled() {
 		return false
 	}
 	c.held = true
@@ -74,6 +77,17 @@ func (c *Caller) greeted() bool {
 	h, _, err := parse(c.packet[:n])
 	c.served = err == nil && h.kind == kindHello
 	return c.served
+}
+
+// settled reads the answer to a call that nobody waits for any more.
+func (c *Caller) settled() bool {
+	if c.owed == 0 {
+		return true
+	}
+	n, err := unix.Read(c.fd, c.packet)
+	_, err = c.receive(c.owed, n, err)
+	c.reply = nil
+	return err == nil && c.owed == 0
 }
 
 // Release gives the lane back. The plugin must have ended the call.
@@ -128,6 +142,7 @@ func (c *Caller) Send(id uint64, method uint16, timeout time.Duration, marshal f
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
+	c.owed = id
 	return nil
 }
 
@@ -167,8 +182,9 @@ func (c *Caller) Wait(id uint64, limit time.Duration) (*Reply, error) {
 	return c.receive(id, n, err)
 }
 
-// receive takes what was read, and reads the further packets of a reply. Replies
-// to earlier calls, which were cancelled, are passed over.
+// receive takes what was read, and reads the further packets of a reply. One
+// call is on its way at a time, so that a packet of another is a mistake, and
+// none can keep the caller here.
 func (c *Caller) receive(id uint64, n int, err error) (*Reply, error) {
 	for ; ; n, err = unix.Read(c.fd, c.packet) {
 		switch {
@@ -179,24 +195,38 @@ func (c *Caller) receive(id uint64, n int, err error) (*Reply, error) {
 		case err != nil || n == 0:
 			return nil, ErrLost
 		}
-		h, body, err := parse(c.packet[:n])
+		reply, err := c.take(id, c.packet[:n])
 		if err != nil {
+			c.broken = true
 			return nil, err
 		}
-		if h.id != id {
-			continue
-		}
-		if h.kind != kindReply && h.kind != kindError || len(c.reply)+len(body) > c.limit {
-			return nil, fmt.Errorf("%w: kind %d after %d bytes of a reply", errPacket, h.kind, len(c.reply))
-		}
-		if h.last && len(c.reply) == 0 {
-			return &Reply{Body: body, Failed: h.kind == kindError}, nil
-		}
-		c.reply = append(c.reply, body...)
-		if h.last {
-			return &Reply{Body: c.reply, Failed: h.kind == kindError}, nil
+		if reply != nil {
+			c.owed = 0
+			return reply, nil
 		}
 	}
+}
+
+// take adds a packet to the reply to call id, and gives it when it is whole.
+func (c *Caller) take(id uint64, packet []byte) (*Reply, error) {
+	h, body, err := parse(packet)
+	if err != nil {
+		return nil, err
+	}
+	if h.id != id || h.kind != kindReply && h.kind != kindError {
+		return nil, fmt.Errorf("%w: kind %d of call %d, while call %d is on its way", errPacket, h.kind, h.id, id)
+	}
+	if len(c.reply)+len(body) > c.limit || !h.last && len(body) == 0 {
+		return nil, fmt.Errorf("%w: %d bytes after %d of a reply", errPacket, len(body), len(c.reply))
+	}
+	if h.last && len(c.reply) == 0 {
+		return &Reply{Body: body, Failed: h.kind == kindError}, nil
+	}
+	c.reply = append(c.reply, body...)
+	if h.last {
+		return &Reply{Body: c.reply, Failed: h.kind == kindError}, nil
+	}
+	return nil, nil
 }
 
 // Wake ends the Wait under way, or the next one. The caller holds the lane, or

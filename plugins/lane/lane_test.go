@@ -81,15 +81,71 @@ func TestCallsAndReplies(t *testing.T) {
 	}
 }
 
-// The reply to a call that nobody waited for is not the reply to the next one.
-func TestStaleReplyIsPassedOver(t *testing.T) {
-	caller := pair(t, func(call Call, reply []byte) ([]byte, bool) { return append(reply, byte(call.ID)), false })
+// The reply to a call that nobody waited for is not the reply to the next one,
+// and nobody waits behind it.
+func TestCancelledCall(t *testing.T) {
+	proceed := make(chan struct{})
+	caller := pair(t, func(call Call, reply []byte) ([]byte, bool) {
+		if call.ID == 1 {
+			<-proceed
+		}
+		return append(reply, byte(call.ID)), false
+	})
 	send(t, caller, 1, nil)
+	caller.Release()
+	if caller.Acquire() {
+		t.Fatal("the lane was acquired before the cancelled call was answered")
+	}
+	close(proceed)
+	for deadline := time.Now().Add(10 * time.Second); !caller.Acquire(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("the cancelled call was answered, and the lane is not free")
+		}
+	}
 	send(t, caller, 2, nil)
 	if reply := answer(t, caller, 2); reply.Body[0] != 2 {
 		t.Fatalf("got the reply to %d, want that to 2", reply.Body[0])
 	}
 	caller.Release()
+}
+
+// What is not the answer to the call that is on its way breaks the lane: an
+// endless stream of it would hold the caller beyond any deadline.
+func TestOutOfTurn(t *testing.T) {
+	for name, packet := range map[string]header{
+		"another call":    {kind: kindReply, last: true, id: 7},
+		"an earlier call": {kind: kindReply, last: true, id: 1},
+		"a call":          {kind: kindCall, last: true, id: 8},
+		"hello":           {kind: kindHello, last: true, id: 8},
+		"empty part":      {kind: kindReply, id: 8},
+		"garbage":         {kind: 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			caller, end, err := NewPair(1 << 20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer caller.Close()
+			defer end.Close()
+			s := server{fd: int(end.Fd()), out: make([]byte, MaxPacket)}
+			for _, h := range []header{{kind: kindHello, last: true}, packet} {
+				if err := s.send(h, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !caller.Acquire() {
+				t.Fatal("not acquired")
+			}
+			send(t, caller, 8, nil)
+			if reply, err := caller.Wait(8, 10*time.Second); !errors.Is(err, errPacket) {
+				t.Fatalf("got %v, %v: want %v", reply, err, errPacket)
+			}
+			caller.Release()
+			if caller.Acquire() {
+				t.Fatal("a broken lane was acquired")
+			}
+		})
+	}
 }
 
 func TestOneAtATime(t *testing.T) {
