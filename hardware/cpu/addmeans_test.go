@@ -30,7 +30,7 @@ func TestAddMeansAgainstDefinition(t *testing.T) {
 		}
 	}
 	t.Logf("largest errors of outputs %v, of lse %v, seeds from %d", outputs, lses, firstSeed)
-	if n := liveBytes(); n != 0 {
+	if n := live.Load(); n != 0 {
 		t.Errorf("%d bytes of C memory not released", n)
 	}
 }

@@ -51,7 +51,7 @@ func eachISA(t *testing.T, f func(t *testing.T, isa string, b hardware.Backend))
 				t.Fatal(err)
 			}
 			f(t, isa, b)
-			if n := liveBytes(); n != 0 {
+			if n := live.Load(); n != 0 {
 				t.Errorf("%d bytes of C memory not released", n)
 			}
 		})
@@ -105,7 +105,7 @@ func TestAttendAgainstDefinition(t *testing.T) {
 		}
 	}
 	t.Logf("largest errors of outputs %v, of lse %v, seeds from %d", outputs, lses, firstSeed)
-	if n := liveBytes(); n != 0 {
+	if n := live.Load(); n != 0 {
 		t.Errorf("%d bytes of C memory not released", n)
 	}
 }

@@ -70,7 +70,7 @@ func testBlockScores(t *testing.T, run func(s hardware.Session, c *randomCase, s
 		}
 	}
 	t.Logf("largest errors, in units of the largest score, %v, seeds from %d", errors, firstSeed)
-	if n := liveBytes(); n != 0 {
+	if n := live.Load(); n != 0 {
 		t.Errorf("%d bytes of C memory not released", n)
 	}
 }

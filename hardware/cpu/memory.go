@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -20,17 +21,24 @@ type block struct {
 
 // alloc gives 64-byte aligned memory, not cleared.
 func (m *memory) alloc(bytes C.size_t) (unsafe.Pointer, error) {
-	data := C.trivium_alloc(bytes)
-	if data == nil {
+	b, spare := takeSpare(bytes)
+	if !spare {
+		b = block{C.trivium_alloc(bytes), bytes}
+	}
+	if b.data == nil {
 		return nil, fmt.Errorf("cpu: no memory for %d bytes", bytes)
 	}
-	m.blocks = append(m.blocks, block{data, bytes})
-	return data, nil
+	live.Add(int64(b.bytes))
+	m.blocks = append(m.blocks, b)
+	return b.data, nil
 }
 
 func (m *memory) free() {
 	for _, b := range m.blocks {
-		C.trivium_free(b.data, b.bytes)
+		live.Add(-int64(b.bytes))
+		if !keepSpare(b) {
+			C.trivium_free(b.data)
+		}
 	}
 	m.blocks = nil
 }
@@ -48,5 +56,5 @@ func array[T any](m *memory, n int) ([]T, error) {
 	return values, nil
 }
 
-// liveBytes is the C memory that is not released yet, of all sessions.
-func liveBytes() int64 { return int64(C.trivium_live_bytes()) }
+// live is the C memory that its owners have not released yet, in bytes.
+var live atomic.Int64

@@ -13,8 +13,6 @@ const trivium_kernels *const *trivium_tables(int *count) {
     return __start_trivium_isa;
 }
 
-static int64_t live_bytes;
-
 // Huge pages: 2 MiB a fault rather than 4 KiB, which would cost as much as the packing.
 enum { HUGE_PAGE = 2 << 20 };
 
@@ -23,17 +21,10 @@ void *trivium_alloc(size_t bytes) {
     size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
     if (posix_memalign(&memory, alignment, bytes ? bytes : 1)) return NULL;
     if (alignment == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
-    __atomic_add_fetch(&live_bytes, (int64_t)bytes, __ATOMIC_RELAXED);
     return memory;
 }
 
-void trivium_free(void *memory, size_t bytes) {
-    if (!memory) return;
-    __atomic_sub_fetch(&live_bytes, (int64_t)bytes, __ATOMIC_RELAXED);
-    free(memory);
-}
-
-int64_t trivium_live_bytes(void) { return __atomic_load_n(&live_bytes, __ATOMIC_RELAXED); }
+void trivium_free(void *memory) { free(memory); }
 
 static double apply_rule(const trivium_rule *r, int64_t m) {
     if (r->modulo > 0) m %= r->modulo;

@@ -7,10 +7,9 @@
 // The tables of this build.
 const trivium_kernels *const *trivium_tables(int *count);
 
-// 64-byte aligned memory, freed by trivium_free with the same size; NULL: none left.
+// 64-byte aligned memory, not cleared; NULL: none left.
 void *trivium_alloc(size_t bytes);
-void trivium_free(void *memory, size_t bytes);
-int64_t trivium_live_bytes(void);
+void trivium_free(void *memory);
 
 typedef struct {
     const double *inv_freq, *applied; // [half] radians per token
