@@ -2,15 +2,13 @@ package tile
 
 import (
 	"context"
-	"unsafe"
 
 	"github.com/trivium-ml/trivium/hardware"
 )
 
-// portion is about how many elements a thread takes at a time for what the
-// backend does with differences: few enough that the last of a tensor's do not
-// leave threads idle.
-const portion = 512 << 10
+// portion is how many elements a thread takes at a time: few enough that the
+// last of a tensor's do not leave threads idle.
+const portion = 128 << 10
 
 func (t *Tensor) portions() []job {
 	jobs := make([]job, 0, t.Len/portion+1)
@@ -20,18 +18,14 @@ func (t *Tensor) portions() []job {
 	return jobs
 }
 
-// difference maps a portion and runs do on it.
-func (t *Tensor) difference(j job, do func(d hardware.Differences) error) error {
-	in, err := t.batch.mapTile(t.operands, j)
-	if err != nil {
-		return err
-	}
-	defer in.close()
-	d := hardware.Differences{In: in.vectors[:t.Sources]}
+// difference is some elements of the sources and the base.
+func (t *Tensor) difference(first, count int64) hardware.Differences {
+	parts := t.mapped.part(first, count)
+	d := hardware.Differences{In: parts[:t.Sources]}
 	if t.HasBase {
-		d.Base = &in.vectors[t.Sources]
+		d.Base = &parts[t.Sources]
 	}
-	return do(d)
+	return d
 }
 
 // Products gives the inner products of the sources, less the base if there is
@@ -41,13 +35,12 @@ func (t *Tensor) Products(ctx context.Context) ([]float64, error) {
 	jobs, n := t.portions(), t.Sources
 	parts := make([]float64, len(jobs)*n*n)
 	err := each(ctx, t.batch.req.Threads, len(jobs), func(i int) error {
-		return t.difference(jobs[i], func(d hardware.Differences) error {
-			nonFinite, err := t.batch.runner.backend.Products(ctx, d, parts[i*n*n:(i+1)*n*n])
-			if err != nil {
-				return err
-			}
-			return t.batch.refuse(jobs[i], nonFinite)
-		})
+		d := t.difference(jobs[i].start, jobs[i].count)
+		nonFinite, err := t.batch.runner.backend.Products(ctx, d, parts[i*n*n:(i+1)*n*n])
+		if err != nil {
+			return err
+		}
+		return t.batch.refuse(jobs[i], nonFinite)
 	})
 	for k := n * n; k < len(parts); k++ {
 		parts[k%(n*n)] += parts[k]
@@ -76,13 +69,11 @@ func (t *Tensor) Magnitudes(ctx context.Context, walks []hardware.Walk) error {
 			<-lock
 		}
 		defer func() { free <- own }()
-		return t.difference(jobs[i], func(d hardware.Differences) error {
-			nonFinite, err := t.batch.runner.backend.Magnitudes(ctx, d, own)
-			if err != nil {
-				return err
-			}
-			return t.batch.refuse(jobs[i], nonFinite)
-		})
+		nonFinite, err := t.batch.runner.backend.Magnitudes(ctx, t.difference(jobs[i].start, jobs[i].count), own)
+		if err != nil {
+			return err
+		}
+		return t.batch.refuse(jobs[i], nonFinite)
 	})
 	for _, own := range made {
 		for w := range walks {
@@ -96,32 +87,14 @@ func (t *Tensor) Magnitudes(ctx context.Context, walks []hardware.Walk) error {
 
 // sparse merges a portion.
 func (t *Tensor) sparse(ctx context.Context, j job, sum hardware.SparseSum) error {
-	return t.difference(j, func(d hardware.Differences) error {
-		nonFinite := make([]int64, len(t.operands))
-		for first := int64(0); first < j.count; first += chunk {
-			part, count := d, min(chunk, j.count-first)
-			part.In = make([]hardware.Vector, len(d.In))
-			for s := range d.In {
-				part.In[s] = slice(d.In[s], t.operands[s].Dtype.Size(), first, count)
-			}
-			base := slice(*d.Base, t.operands[t.Sources].Dtype.Size(), first, count)
-			part.Base, sum.Element = &base, j.start+first
-			err := t.batch.store(t.merge.Outputs, j.start+first, count, func(out []hardware.Vector) error {
-				found, err := t.batch.runner.backend.Sparse(ctx, out[0], part, &sum)
-				for s, n := range found {
-					nonFinite[s] += n
-				}
-				return err
-			})
-			if err != nil {
-				return err
-			}
-		}
-		return t.batch.count(j, nonFinite)
+	var nonFinite []int64
+	sum.Element = j.start
+	err := t.batch.store(t.merge.Outputs, j.start, j.count, func(out []hardware.Vector) (err error) {
+		nonFinite, err = t.batch.runner.backend.Sparse(ctx, out[0], t.difference(j.start, j.count), &sum)
+		return err
 	})
-}
-
-func slice(v hardware.Vector, size, first, count int64) hardware.Vector {
-	v.Data, v.Len = unsafe.Add(v.Data, first*size), count
-	return v
+	if err != nil {
+		return err
+	}
+	return t.batch.count(j, nonFinite)
 }

@@ -68,19 +68,19 @@ func (l *linear) Merge(ctx context.Context, req *core.MergeRequest) (*core.Merge
 
 // sum adds up one tile of the sources for all candidates in one pass.
 func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
-	return b.sumOf(ctx, b.req.Tensors[j.tensor].Inputs, j, weights)
-}
-
-func (b *batch) sumOf(ctx context.Context, operands []core.MergeOperand, j job, weights [][]float64) error {
-	in, err := b.mapTile(operands, j)
+	in, err := b.mapTile(b.req.Tensors[j.tensor].Inputs, j)
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	nonFinite, outputs := make([]int64, len(operands)), b.req.Tensors[j.tensor].Outputs
+	return b.sumOf(ctx, in, j, weights)
+}
+
+func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float64) error {
+	nonFinite, outputs := make([]int64, len(in.vectors)), b.req.Tensors[j.tensor].Outputs
 	for first, count := int64(0), int64(0); first < j.count; first += count {
 		count = min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
-		parts := in.part(operands, first, count)
+		parts := in.part(first, count)
 		err := b.store(outputs, j.start+first, count, func(out []hardware.Vector) error {
 			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)
 			for s, n := range found {

@@ -88,9 +88,19 @@ func (m *method) check(b *batch, t *core.MergeTensor) error {
 
 func (m *method) mergeTensor(ctx context.Context, b *batch, index int, params core.Params) error {
 	t := newTensor(b, index, params)
+	if t.Len == 0 {
+		return nil
+	}
 	if copied(t.merge) {
 		return each(ctx, b.req.Threads, len(t.jobs), func(i int) error { return b.copy(t.jobs[i]) })
 	}
+	// A tensor is walked over several times: its pages are looked up once.
+	whole, err := b.mapTile(t.operands, job{tensor: index, count: t.Len})
+	if err != nil {
+		return err
+	}
+	defer whole.close()
+	t.mapped = whole
 	plan, err := m.plan(ctx, t)
 	if err != nil {
 		return err
@@ -102,7 +112,7 @@ func (m *method) mergeTensor(ctx context.Context, b *batch, index int, params co
 	return each(ctx, b.req.Threads, len(jobs), func(i int) error {
 		switch {
 		case plan.Weights != nil:
-			return b.sumOf(ctx, t.operands, jobs[i], [][]float64{plan.Weights})
+			return b.sumOf(ctx, whole.view(jobs[i]), jobs[i], [][]float64{plan.Weights})
 		case plan.Sparse != nil:
 			return t.sparse(ctx, jobs[i], *plan.Sparse)
 		}
@@ -122,6 +132,7 @@ type Tensor struct {
 	batch    *batch
 	merge    *core.MergeTensor
 	operands []core.MergeOperand // the sources and then the base
+	mapped   *mapped             // all of the operands
 	jobs     []job
 	free     chan *Values
 }
@@ -203,11 +214,7 @@ func (t *Tensor) combine(ctx context.Context, i int, combine func(v *Values, out
 
 // load widens one tile to float32 and counts the NaN and Inf of each source.
 func (t *Tensor) load(ctx context.Context, i int) (*Values, []int64, error) {
-	in, err := t.batch.mapTile(t.operands, t.jobs[i])
-	if err != nil {
-		return nil, nil, err
-	}
-	defer in.close()
+	in := t.mapped.part(t.jobs[i].start, t.jobs[i].count)
 	v := t.get(t.jobs[i].count)
 	v.Tile, v.First = i, t.jobs[i].start
 	lists := v.Sources
@@ -216,7 +223,7 @@ func (t *Tensor) load(ctx context.Context, i int) (*Values, []int64, error) {
 	}
 	nonFinite := make([]int64, len(lists))
 	for s, list := range lists {
-		n, err := t.batch.runner.backend.WeightedSum(ctx, []hardware.Vector{floats(list)}, in.vectors[s:s+1], [][]float64{{1}}, false, 1)
+		n, err := t.batch.runner.backend.WeightedSum(ctx, []hardware.Vector{floats(list)}, in[s:s+1], [][]float64{{1}}, false, 1)
 		if err != nil {
 			t.put(v)
 			return nil, nil, err

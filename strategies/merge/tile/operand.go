@@ -41,9 +41,10 @@ func (b *batch) check(t *core.MergeTensor) error {
 	return nil
 }
 
-// mapped is some operands of one tile in memory, until close.
+// mapped is some operands of one tile, or of a tensor, in memory until close.
 type mapped struct {
 	vectors  []hardware.Vector
+	sizes    []int64 // bytes of an element of each
 	mappings []*tensor.Mapping
 }
 
@@ -65,6 +66,7 @@ func (b *batch) mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
 		}
 		m.mappings = append(m.mappings, mapping)
 		m.vectors = append(m.vectors, hardware.Vector{Data: unsafe.Pointer(&mapping.Bytes()[0]), Dtype: vectorDtype(o.Dtype), Len: j.count})
+		m.sizes = append(m.sizes, size)
 	}
 	return m, nil
 }
@@ -76,13 +78,18 @@ func (b *batch) unmapped(o core.MergeOperand, j job, err error) error {
 }
 
 // part is some elements of what is mapped.
-func (m *mapped) part(operands []core.MergeOperand, first, count int64) []hardware.Vector {
+func (m *mapped) part(first, count int64) []hardware.Vector {
 	parts := make([]hardware.Vector, len(m.vectors))
 	for i, v := range m.vectors {
-		v.Data, v.Len = unsafe.Add(v.Data, first*operands[i].Dtype.Size()), count
+		v.Data, v.Len = unsafe.Add(v.Data, first*m.sizes[i]), count
 		parts[i] = v
 	}
 	return parts
+}
+
+// view is the same as a mapping of its own; only m is closed.
+func (m *mapped) view(j job) *mapped {
+	return &mapped{vectors: m.part(j.start, j.count), sizes: m.sizes}
 }
 
 func vectorDtype(d tensor.Dtype) hardware.VectorDtype {
