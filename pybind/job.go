@@ -50,11 +50,11 @@ func (t *jobTable) start(id int64, timeout time.Duration, do work) error {
 }
 
 // begin starts work on this thread, and goes on in a goroutine only if there is
-// more to do here than to wait.
-func (t *jobTable) begin(id int64, timeout time.Duration, request string, start starter) error {
+// more to do here than to wait; sent says that there is not.
+func (t *jobTable) begin(id int64, timeout time.Duration, request string, start starter) (sent bool, err error) {
 	j, err := t.add(id, timeout)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var rest work
 	_, err = guarded(func() (_ string, err error) {
@@ -66,8 +66,10 @@ func (t *jobTable) begin(id int64, timeout time.Duration, request string, start 
 		j.end("", err)
 	case rest != nil:
 		go j.run(rest)
+	default:
+		return true, nil
 	}
-	return nil
+	return false, nil
 }
 
 func (t *jobTable) add(id int64, timeout time.Duration) (*job, error) {

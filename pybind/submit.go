@@ -27,8 +27,9 @@ type starter func(ctx context.Context, request string) (started, work, error)
 
 // Submit starts an operation as a job. The caller numbers its jobs, so that it can
 // cancel one whose Submit an interrupt kept it from seeing return. timeout is in
-// milliseconds, 0 is none.
-func Submit(job int64, name string, request string, timeout int64) (id int64, err error) {
+// milliseconds, 0 is none. It gives 1 when the plugin has been sent the work: nothing
+// that is sent to the plugin later overtakes it. Otherwise 0.
+func Submit(job int64, name string, request string, timeout int64) (sent int64, err error) {
 	defer guard(&err)
 	if err := refuseForked(); err != nil {
 		return 0, err
@@ -38,13 +39,17 @@ func Submit(job int64, name string, request string, timeout int64) (id int64, er
 	}
 	limit := time.Duration(timeout) * time.Millisecond
 	if start, ok := starters[name]; ok {
-		return job, jobs.begin(job, limit, request, start)
+		sent, err := jobs.begin(job, limit, request, start)
+		if sent {
+			return 1, err
+		}
+		return 0, err
 	}
 	run, ok := operations[name]
 	if !ok {
 		return 0, core.Invalid("", "operation %q is unknown", name)
 	}
-	return job, jobs.start(job, limit, func(ctx context.Context) (string, error) {
+	return 0, jobs.start(job, limit, func(ctx context.Context) (string, error) {
 		return run(ctx, request)
 	})
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trivium
-from trivium import _bridge, _cuda
+from trivium import _bridge, _cuda, _sent
 from trivium._tensor import Array
 
 UUID = "12345678-1234-1234-1234-123456789abc"
@@ -48,6 +48,9 @@ class Driver:
     def clear(self, ordinal: int, address: int, size: int) -> None:
         self.log.append(("clear", address, size))
 
+    def fill(self, ordinal: int, address: int, byte: int, size: int, stream: int) -> None:
+        self.log.append(("fill", stream, address, byte, size))
+
     def copy(self, ordinal: int, to: int, source: int, size: int, stream: int) -> None:
         self.log.append(("copy", to, source, size))
 
@@ -62,19 +65,52 @@ class Driver:
         return self.numbers.get(address, 0)
 
 
+class Go:
+    """What answers for the Go library: the jobs that were sent to a plugin, and what was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.lane = True  # whether jobs are sent at once
+        self.jobs: dict[int, Any] = {}  # by number: the request
+        self.answers: dict[int, Any] = {}  # by the order of calls, by default "{}"
+        self.log: list[tuple[str, int]] = []
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        if name == "Submit":
+            self.jobs[arguments[0]] = json.loads(arguments[2])
+            self.log.append(("sent", len(self.jobs)))
+            return int(self.lane)
+        if name == "Wait":
+            self.log.append(("answered", list(self.jobs).index(arguments[0]) + 1))
+            answer = self.answers.get(list(self.jobs).index(arguments[0]) + 1, "{}")
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+        self.told.append((name, json.loads(arguments[0])))
+
+
 @pytest.fixture
-def lender(monkeypatch: pytest.MonkeyPatch) -> Any:
-    told: list[tuple[str, Any]] = []
-    monkeypatch.setattr(_bridge, "call", lambda name, text, *rest: told.append((name, json.loads(text))))
+def go(monkeypatch: pytest.MonkeyPatch) -> Any:
+    made = Go()
+    monkeypatch.setattr(_bridge, "call", made)
+    yield made
+    _sent.latest = None
+
+
+@pytest.fixture
+def lender(go: Go) -> Any:
+    streams = iter((99, 98))
+    now = SimpleNamespace(cuda_stream=7)
     cuda = SimpleNamespace(
         get_device_properties=lambda _: SimpleNamespace(uuid=UUID),
-        Stream=lambda _: SimpleNamespace(cuda_stream=99),
-        current_stream=lambda _: SimpleNamespace(cuda_stream=7),
+        Stream=lambda _: SimpleNamespace(cuda_stream=next(streams)),
+        current_stream=lambda _: now,
         is_current_stream_capturing=lambda: False,
     )
     driver: Any = Driver()
     made = _cuda.Lender(SimpleNamespace(cuda=cuda), driver, _cuda.Shared(driver), 0)
-    made.told = told  # type: ignore[attr-defined]
+    made.told = go.told  # type: ignore[attr-defined]
+    made.now = now  # type: ignore[attr-defined]
     return made
 
 
@@ -91,7 +127,7 @@ def test_a_block_is_exported_once(lender: Any) -> None:
     base = lender.driver.make(0x10000)
     for _ in range(5):
         lease = lender.lend([("query", array(base)), ("key", array(base + 128))], [("output", array(base + 256))])
-        lease.order({})
+        lease.order()
         lease.finish()
     shared = [b for b in told(lender, "ShareDevice") if b["base"] == base]
     assert len(shared) == 1 and shared[0]["size"] == 4096 and shared[0]["device"] == "cuda:0"
@@ -104,8 +140,7 @@ def test_fences_grow_and_order(lender: Any) -> None:
     values = []
     for _ in range(3):
         lease = lender.lend([("query", array(base))], [])
-        request: dict[str, Any] = {}
-        lease.order(request)
+        request = lease.order()
         assert lender.driver.log[-1] == ("write", 7, request["ready"]["address"], request["ready"]["value"])
         lease.finish()
         assert lender.driver.log[-1] == ("wait", 7, request["done"]["address"], request["done"]["value"])
@@ -138,7 +173,7 @@ def test_memory_that_cannot_be_exported_is_copied(lender: Any, caplog: pytest.Lo
         stage = next(iter(lender.stages.values()))
         assert query.address == stage.base and output.address == stage.base + 256
         assert ("copy", stage.base, base, 128) in lender.driver.log
-        lease.order({})
+        lease.order()
         lease.finish()
         assert lender.driver.log[-1] == ("copy", base + 512, stage.base + 256, 128)
     assert "query, output" in lease.note and lender.copied == 3 * 256
@@ -150,11 +185,12 @@ def test_streams_go_on_when_a_process_ends(lender: Any) -> None:
     base = lender.driver.make(0x10000)
     returned, running = (lender.lend([("query", array(base))], []) for _ in range(2))
     for lease in (returned, running):
-        lease.order({})
+        lease.order()
     returned.finish()
     lender.lose()
     for lease in (returned, running):
         assert ("write", 99, lease.fences.done, lease.fences.value) in lender.driver.log
+    assert returned.fences is not running.fences
     with pytest.raises(trivium.PluginCrashed, match="void"):
         running.finish()
     lender.void = True
@@ -167,7 +203,7 @@ def test_streams_go_on_when_a_process_ends(lender: Any) -> None:
 def test_a_process_that_ends_idle_is_not_told_of(lender: Any) -> None:
     base = lender.driver.make(0x10000)
     lease = lender.lend([("query", array(base))], [])
-    lease.order({})
+    lease.order()
     lease.finish()
     lender.driver.numbers[lease.fences.done] = lease.fences.value  # the plugin's work is done
     lender.lose()
@@ -191,3 +227,99 @@ def test_nvrtc_is_found_among_packages(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv(_cuda.NVRTC)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert _cuda.find_nvrtc() is None and _cuda.environment() == []
+
+
+def attend(lender: Any, base: int, likeness: Any = "one", **request: Any) -> _cuda.Lease:
+    """A call as trivium.attention makes it, with an output of 128 bytes."""
+    lease = lender.lend([("query", array(base))], [("output", array(base + 1024))])
+    lease.answer = lease.run("attend", request, None, likeness)
+    return lease
+
+
+def test_a_call_like_one_that_succeeded_is_not_waited_for(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    answers = [attend(lender, base).answer for _ in range(4)]
+    assert answers == [{}, None, None, None]
+    # Each is answered before the next is sent, so that the plugin's queue has them in the order of the stream.
+    assert go.log == [("sent", 1), ("answered", 1), ("sent", 2), ("answered", 2), ("sent", 3), ("answered", 3), ("sent", 4)]
+    assert [name for name, *_ in lender.driver.log if name in ("write", "wait")] == ["write", "wait"] * 4
+    assert attend(lender, base, "another").answer == {}
+    assert attend(lender, base, None).answer == {} and attend(lender, base, None).answer == {}
+    assert _sent.latest is None
+    assert len(lender.all) == 1
+
+
+def test_a_call_that_is_not_sent_at_once_is_waited_for(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    attend(lender, base)
+    go.lane = False
+    assert attend(lender, base).answer == {}
+    assert go.log[-1] == ("answered", 2) and _sent.latest is None
+
+
+def test_what_fails_unwatched_is_nan_and_told_once(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    attend(lender, base)
+    go.answers[2] = trivium.OutOfMemory("no room", hint="less", plugin="p", strategy="attention.dense")
+    lease = attend(lender, base)
+    assert lease.answer is None
+    value, done = lease.fences.value, lease.fences.done
+    with pytest.raises(trivium.OutOfMemory, match="an earlier call on cuda:0 failed, and what it wrote is NaN: no room") as raised:
+        attend(lender, base)
+    assert raised.value.hint == "less" and raised.value.plugin == "p"
+    # Behind the call before it, which may still be at work.
+    assert lender.driver.log[-3:] == [("wait", 98, done, value - 1), ("fill", 98, base + 1024, 0xFF, 128), ("write", 98, done, value)]
+    assert go.log[-1] == ("answered", 2)  # the third was not sent
+    assert attend(lender, base).answer is None
+    _sent.settle()
+    assert lender.failure is None
+
+
+def test_a_crash_unwatched_is_told_once(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    attend(lender, base)
+    go.answers[2] = trivium.PluginCrashed("killed")
+    lease = attend(lender, base)
+    _sent.settle()
+    lender.lose()  # of the watch
+    assert ("fill", 99, base + 1024, 0xFF, 128) in lender.driver.log
+    assert lender.driver.log[-1] == ("write", 99, lease.fences.done, lease.fences.value)
+    with pytest.raises(trivium.PluginCrashed, match="killed"):
+        lender.lend([("query", array(base))], [])
+    later = attend(lender, base)
+    assert later.fences is not lease.fences
+
+
+def test_an_interrupt_leaves_nothing_unseen(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    attend(lender, base)
+    attend(lender, base)
+    go.answers[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        attend(lender, base)
+    assert _sent.latest is not None and len(go.jobs) == 2  # the third was not sent
+    go.answers[2] = "{}"
+    assert attend(lender, base).answer is None
+
+
+def test_streams_have_fences_of_their_own(lender: Any) -> None:
+    """A number that one stream is yet to write must not be overtaken by another's."""
+    base = lender.driver.make(0x10000)
+    first = attend(lender, base)
+    lender.now.cuda_stream = 8
+    second = attend(lender, base)
+    lender.now.cuda_stream = 7
+    third = attend(lender, base)
+    assert first.fences is third.fences and first.fences is not second.fences
+
+
+def test_memory_of_one_block_is_asked_for_once_a_call(lender: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, other = lender.driver.make(0x10000), lender.driver.make(0x20000)
+    asked = []
+    block = lender.driver.block
+    monkeypatch.setattr(lender.driver, "block", lambda address: asked.append(address) or block(address))
+    inputs = [("query", array(base)), ("key", array(base + 64)), ("value", array(other))]
+    for _ in range(2):
+        asked.clear()
+        lender.lend(inputs, [("output", array(other + 2048))])
+    assert asked == [base, other]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from trivium import _bridge, _tensor
+from trivium import _bridge, _sent, _tensor
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
 from trivium._params import plain
@@ -334,11 +334,26 @@ def _lend(inputs: list[_tensor.Array], outputs: list[_tensor.Array]) -> Lease | 
 
 def _run(operation: str, request: _tensor.Request, timeout: float | None, lease: Lease | None) -> Any:
     if lease is None:
+        _sent.settle()  # a call on a device has the plugin's lane until then
         return _bridge.run(operation, request, timeout)
-    lease.order(request)
-    result = _bridge.run(operation, request, timeout)
-    lease.finish()  # after an error nothing is under way, and the events are not used again
-    return result
+    answers = timeout is not None or operation != "attend" or "report" in request or "want_mask" in request
+    return lease.run(operation, request, timeout, None if answers else _likeness(request))
+
+
+def _likeness(request: _tensor.Request) -> tuple[Any, ...]:
+    """What a plugin looks at to take or refuse an attention call on a device: anything but numbers that vary from call to call."""
+    query, key, value = request["query"], request["key"], request["value"]
+    steps = 0
+    for array in (query, key, value):
+        b, h, n, _ = array["strides"]
+        steps |= array["address"] | 2 * b | 2 * h | 2 * n
+    params, mask, plan = request.get("params"), request.get("mask"), getattr(request, "owner", None)
+    batch, heads, _, head_dim = query["shape"]
+    return (
+        request["engine"], request["strategy"], query["dtype"], batch, heads, key["shape"][1], head_dim, steps % 16, request["causal"],
+        tuple(request), str(params) if params else "", mask and mask["block_size"],
+        plan and (plan.strategy, len(plan.bands), plan.twice, plan.interleaved),
+    )  # fmt: skip
 
 
 def _request(
@@ -475,7 +490,20 @@ def _plan(
         return position
     if isinstance(position, str):
         position = position_strategy(position)
-    return position.plan(head_dim=head_dim, length=length, inv_freq=inv_freq, rope_theta=rope_theta, engine=engine)
+    given = None if inv_freq is None else np.asarray(inv_freq, dtype=np.float64).tobytes()
+    key = (engine.handle, position.strategy, str(position.params), head_dim, length, given, rope_theta)
+    plan = _plans.get(key)
+    if plan is None:
+        plan = position.plan(head_dim=head_dim, length=length, inv_freq=inv_freq, rope_theta=rope_theta, engine=engine)
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+# A model asks for the same plan in each of its layers, and finding it in Go takes longer than a small call.
+_plans: dict[tuple[Any, ...], PositionPlan] = {}
+MOST_PLANS = 64
 
 
 def _check_device(device: str | None, query: _tensor.Array) -> None:

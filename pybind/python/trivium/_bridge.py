@@ -92,27 +92,56 @@ def run(
     progress : callable, optional
         Called with the parts done and in all, for operations that tell.
     """
+    job = Job(operation, request, timeout)
     try:
-        text = _encode(request)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"{operation}: {error}", hint="parameters are numbers, strings, booleans or lists") from None
-    if _lingering:
-        _sweep()
-    milliseconds = _milliseconds(timeout)
-    job = next(_numbers)
-    try:
-        call("Submit", job, operation, text, milliseconds)
-        result = call("Wait", job, STEP)
-        while not result:
-            if progress is not None:
-                _tell(job, progress)
-            result = call("Wait", job, STEP)
+        job.start()
+        return job.wait(progress)
     except TriviumError:
         raise
     except BaseException:
-        _abandon(job, request)
+        job.abandon()
         raise
-    return json.loads(result)
+
+
+class Job:
+    """An operation under way. Whoever starts one waits for it, or abandons it."""
+
+    __slots__ = ("number", "operation", "request", "text", "timeout")
+
+    def __init__(self, operation: str, request: dict[str, Any], timeout: float | None = None) -> None:
+        try:
+            self.text = _encode(request)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"{operation}: {error}", hint="parameters are numbers, strings, booleans or lists") from None
+        if _lingering:
+            _sweep()
+        self.operation = operation
+        self.request = request
+        self.timeout = _milliseconds(timeout)
+        self.number = next(_numbers)
+
+    def start(self) -> bool:
+        """Start it; True when the plugin has been sent it, and takes it before all that is sent later."""
+        return bool(call("Submit", self.number, self.operation, self.text, self.timeout))
+
+    def wait(self, progress: Callable[[int, int], None] | None = None) -> Any:
+        """Give its result. An interrupted wait can be taken up again."""
+        result = call("Wait", self.number, STEP)
+        while not result:
+            if progress is not None:
+                _tell(self.number, progress)
+            result = call("Wait", self.number, STEP)
+        return json.loads(result)
+
+    def abandon(self) -> None:
+        """Cancel it, for nobody waits for it. Its tensors stay alive until it has really ended."""
+        _lingering[self.number] = self.request  # first, since the next Ctrl-C may come at any time
+        try:
+            call("Cancel", self.number)
+        except TriviumError:  # it was not submitted yet, or has ended
+            del _lingering[self.number]
+            return
+        _collect(self.number, GRACE)
 
 
 def _tell(job: int, progress: Callable[[int, int], None]) -> None:
@@ -128,17 +157,6 @@ def _milliseconds(timeout: float | None) -> int:
     if not 0 < timeout < 2**40:  # also not NaN
         raise InvalidArgument(f"timeout {timeout}: want a positive number of seconds, or None")
     return math.ceil(timeout * 1000)
-
-
-def _abandon(job: int, request: dict[str, Any]) -> None:
-    """Cancel a job nobody waits for. Its tensors stay alive until it has really ended."""
-    _lingering[job] = request  # first, since the next Ctrl-C may come at any time
-    try:
-        call("Cancel", job)
-    except TriviumError:  # it was not submitted yet, or has ended
-        del _lingering[job]
-        return
-    _collect(job, GRACE)
 
 
 def _sweep() -> None:

@@ -4,6 +4,9 @@ The process that owns device memory must export it, and that is this one. A call
 wait: the caller's stream writes a number into shared device memory when the inputs are there,
 the plugin's queue waits for that number, and the caller's stream waits for another number that
 the plugin's queue writes behind its work. When a plugin process ends, its numbers are written here.
+
+A call like one that succeeded is not even answered before it returns. Should it fail, its outputs
+are filled with NaN, its stream goes on, and the next call on the device raises its error.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ import os
 import re
 import sys
 import threading
-from bisect import bisect_right
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from trivium import _bridge
-from trivium._errors import DeviceUnavailable, InternalError, PluginCrashed, Unsupported
+from trivium import _bridge, _sent
+from trivium._errors import DeviceUnavailable, InternalError, PluginCrashed, TriviumError, Unsupported
 from trivium._tensor import Array
 
 log = logging.getLogger("trivium")
@@ -35,6 +38,8 @@ BUFFER_ID, RANGE_START, RANGE_SIZE = 7, 11, 12
 SWEEP_CALLS = 256
 # Alignment of what is copied, in bytes.
 STAGE_ALIGN = 256
+# How many kinds of calls are remembered as such that a plugin takes.
+MOST_KNOWN = 1024
 # Of the memory of fences: a pair has a line of 128 bytes for each of its numbers.
 FENCE_BYTES, PAIR_BYTES = 1 << 16, 256
 
@@ -84,7 +89,14 @@ class Driver:
         except OSError as error:
             raise DeviceUnavailable(f"the CUDA driver is not there: {error}") from None
         self._attributes = (ctypes.c_int * 3)(RANGE_START, RANGE_SIZE, BUFFER_ID)
+        self._values = (ctypes.c_uint64 * 3)()
+        at = ctypes.addressof(self._values)
+        self._pointers = (ctypes.c_void_p * 3)(at, at + 8, at + 16)
         self._contexts: dict[int, ctypes.c_void_p] = {}
+        # Of the functions of every call, for which ctypes need not look at what it is given.
+        self.library.cuPointerGetAttributes.argtypes = (ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
+        for name in ("cuStreamWriteValue32_v2", "cuStreamWaitValue32_v2"):
+            getattr(self.library, name).argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint)
 
     def check(self, code: int, call: str) -> None:
         if code:
@@ -93,12 +105,11 @@ class Driver:
             raise InternalError(f"{call}: {text.value.decode() if text.value else 'error'} ({code})")
 
     def block(self, address: int) -> Block | None:
-        """The block that an address lies in; None when it is not device memory any more."""
-        values = (ctypes.c_uint64 * 3)()
-        at = ctypes.addressof(values)
-        pointers = (ctypes.c_void_p * 3)(at, at + 8, at + 16)
-        code = self.library.cuPointerGetAttributes(3, self._attributes, pointers, ctypes.c_uint64(address))
-        return None if code or not values[0] else Block(values[0], values[1], values[2])
+        """The block that an address lies in; None when it is not device memory any more. One thread at a time."""
+        if self.library.cuPointerGetAttributes(3, self._attributes, self._pointers, address):
+            return None
+        base, size, id = self._values
+        return Block(base, size, id) if base else None
 
     def handle(self, ordinal: int, base: int) -> bytes | None:
         """The handle by which other processes open a block; None when it cannot be exported."""
@@ -124,6 +135,13 @@ class Driver:
             )
         self.check(code, "cuMemcpyDtoDAsync")
 
+    def fill(self, ordinal: int, address: int, byte: int, size: int, stream: int) -> None:
+        with self.context(ordinal):
+            code = self.library.cuMemsetD8Async(
+                ctypes.c_uint64(address), ctypes.c_ubyte(byte), ctypes.c_size_t(size), ctypes.c_void_p(stream)
+            )
+        self.check(code, "cuMemsetD8Async")
+
     def clear(self, ordinal: int, address: int, size: int) -> None:
         with self.context(ordinal):
             code = self.library.cuMemsetD8_v2(ctypes.c_uint64(address), ctypes.c_ubyte(0), ctypes.c_size_t(size))
@@ -132,17 +150,13 @@ class Driver:
     def write(self, ordinal: int, stream: int, address: int, value: int) -> None:
         """Write a number behind the work of a stream."""
         with self.context(ordinal):
-            code = self.library.cuStreamWriteValue32_v2(
-                ctypes.c_void_p(stream), ctypes.c_uint64(address), ctypes.c_uint32(value), ctypes.c_uint(0)
-            )
+            code = self.library.cuStreamWriteValue32_v2(stream, address, value, 0)
         self.check(code, "cuStreamWriteValue32")
 
     def wait(self, ordinal: int, stream: int, address: int, value: int) -> None:
         """Let a stream wait until a number is at least this."""
         with self.context(ordinal):
-            code = self.library.cuStreamWaitValue32_v2(
-                ctypes.c_void_p(stream), ctypes.c_uint64(address), ctypes.c_uint32(value), ctypes.c_uint(0)
-            )
+            code = self.library.cuStreamWaitValue32_v2(stream, address, value, 0)
         self.check(code, "cuStreamWaitValue32")
 
     def read(self, ordinal: int, stream: int, address: int) -> int:
@@ -262,44 +276,128 @@ class Stage:
 
 
 class Fences:
-    """The two numbers of a call, used again and again with values that grow."""
+    """The two numbers of a call, used again and again by one stream with values that grow."""
+
+    __slots__ = ("done", "lost", "outputs", "ready", "value")
 
     def __init__(self, ready: int, done: int) -> None:
         self.ready = ready
         self.done = done
         self.value = 0
         self.lost = False  # with the process that was to write the second
+        # What the call writes: address and bytes. Set once the stream waits for it, since nobody else uses it until then.
+        self.outputs: list[tuple[int, int]] = []
 
 
 class Lease:
     """Tensors lent for one call."""
 
-    def __init__(self, owner: Lender, stream: Any, fences: Fences, back: list[tuple[int, int, int]], note: str) -> None:
+    def __init__(
+        self,
+        owner: Lender,
+        stream: int,
+        fences: Fences,
+        outputs: list[tuple[int, int]],
+        back: list[tuple[int, int, int]],
+        note: str,
+    ) -> None:
         self.owner = owner
         self.stream = stream
         self.fences = fences
+        self.outputs = outputs
         self.back = back
         self.note = note
 
-    def order(self, request: dict[str, Any]) -> None:
-        """Say in a request what its work waits for, and what waits for it."""
+    def run(self, operation: str, request: dict[str, Any], timeout: float | None, likeness: Hashable = None) -> Any:
+        """Run an operation on what was lent and give its result.
+
+        Parameters
+        ----------
+        likeness : hashable, optional
+            What a plugin could refuse of the call. When a call with the same was not refused, this
+            one is sent and not waited for: the result is None. None: always wait.
+        """
+        with _sent.turn:
+            _sent.settle()
+            self.owner.check()
+            request.update(self.order())
+            job = _bridge.Job(operation, request, timeout)
+            if self._start(job, likeness in self.owner.known):
+                self._follow(job)
+                return None
+        try:
+            result = job.wait()
+        except TriviumError:
+            raise
+        except BaseException:
+            job.abandon()
+            raise
+        self.finish()  # after an error nothing is under way, and the fences are not used again
+        if likeness is not None:
+            if len(self.owner.known) >= MOST_KNOWN:
+                self.owner.known.clear()
+            self.owner.known.add(likeness)
+        return result
+
+    def _start(self, job: _bridge.Job, known: bool) -> bool:
+        """Start a call; True when it need not be waited for."""
+        try:
+            if not job.start() or not known:
+                return False
+            job.request = {}  # the stream keeps its tensors from being used for anything else
+            _sent.latest = _sent.Sent(job, self)  # before the stream waits, so that somebody sees to it
+            return True
+        except TriviumError:
+            raise
+        except BaseException:
+            job.abandon()
+            raise
+
+    def _follow(self, job: _bridge.Job) -> None:
+        try:
+            self.finish()
+        except PluginCrashed:
+            _sent.latest = None
+            job.abandon()
+            raise
+
+    def order(self) -> dict[str, Any]:
+        """What a request says of its order: what its work waits for, and what waits for it."""
         owner, fences = self.owner, self.fences
         fences.value = (fences.value + 1) & 0xFFFFFFFF
-        owner.driver.write(owner.ordinal, self.stream.cuda_stream, fences.ready, fences.value)
-        request["ready"] = {"device": owner.device, "address": fences.ready, "value": fences.value}
-        request["done"] = {"device": owner.device, "address": fences.done, "value": fences.value}
+        fences.outputs = []
+        owner.driver.write(owner.ordinal, self.stream, fences.ready, fences.value)
+        return {
+            "ready": {"device": owner.device, "address": fences.ready, "value": fences.value},
+            "done": {"device": owner.device, "address": fences.done, "value": fences.value},
+        }
 
     def finish(self) -> None:
         """Let the caller's stream wait for the plugin's work; the caller does not."""
-        owner, stream = self.owner, self.stream.cuda_stream
+        owner, fences = self.owner, self.fences
         with _lock:
-            if self.fences.lost:
+            if fences.lost:
                 owner.void = False
                 raise PluginCrashed(LOST, hint="the next call starts a new one")
-            owner.driver.wait(owner.ordinal, stream, self.fences.done, self.fences.value)
-            owner.free.append(self.fences)
+            owner.driver.wait(owner.ordinal, self.stream, fences.done, fences.value)
+            fences.outputs = self.outputs
+            owner.free.setdefault(self.stream, []).append(fences)
         for address, staged, size in self.back:
-            owner.driver.copy(owner.ordinal, address, staged, size, stream)
+            owner.driver.copy(owner.ordinal, address, staged, size, self.stream)
+
+    def fail(self, error: TriviumError) -> None:
+        """Note that a call failed whose stream waits, and let the stream go on."""
+        owner, fences = self.owner, self.fences
+        with _lock:
+            if isinstance(error, PluginCrashed):
+                owner.lose()  # the watch would, a moment later, and tell of it once more
+                owner.void = False
+            if not fences.lost:
+                stream = owner.failed.cuda_stream
+                owner.driver.wait(owner.ordinal, stream, fences.done, (fences.value - 1) & 0xFFFFFFFF)  # of the call before
+                owner.release(fences, stream)
+                owner.failures += 1
+            owner.failure = error
 
 
 class Lender:
@@ -312,33 +410,61 @@ class Lender:
         self.ordinal = ordinal
         self.device = f"cuda:{ordinal}"
         self.uuid = _uuid(torch, ordinal)
-        self.free: list[Fences] = []  # of calls that have returned
+        self.free: dict[int, list[Fences]] = {}  # of calls that have returned, by stream
         self.all: list[Fences] = []
         self.room: list[tuple[int, int]] = []  # addresses for further fences
         self.side = torch.cuda.Stream(ordinal)  # on which nothing ever waits
+        self.failed = torch.cuda.Stream(ordinal)  # ends calls that failed, behind those before them
+        self.failures = 0
         self.void = False  # work was lost, and nobody was told
+        self.failure: TriviumError | None = None  # of a call that was not waited for, of which nobody was told
+        self.known: set[Hashable] = set()  # what calls were like that a plugin took
         self.stages: dict[int, Stage] = {}
         self.copied = 0
 
     def lend(self, inputs: list[tuple[str, Array]], outputs: list[tuple[str, Array]]) -> Lease:
         """Make tensors visible to plugins, by a copy on the device where there is no other way."""
-        stream = self.torch.cuda.current_stream(self.ordinal)
+        stream = self.torch.cuda.current_stream(self.ordinal).cuda_stream
         if self.torch.cuda.is_current_stream_capturing():
             raise Unsupported("attention inside the capture of a CUDA graph", hint="call it outside, or capture around it")
+        self.check()
         with _lock:
-            if self.void:
-                self.void = False
-                raise PluginCrashed(LOST, hint="the next call starts a new one; compute anew what depends on them")
             self.shared.count()
-            homeless = [(name, array, inside) for arrays, inside in ((inputs, True), (outputs, False))
-                        for name, array in arrays if self._home(array) is None]  # fmt: skip
-            back, note = self._stage(homeless, stream.cuda_stream) if homeless else ([], "")
-            fences = self._fences()
-        return Lease(self, stream, fences, back, note)
+            homeless = self._homeless(inputs, outputs)
+            back, note = self._stage(homeless, stream) if homeless else ([], "")
+            written = [(array.address, array.span()) for _, array in outputs]
+            return Lease(self, stream, self._fences(stream), written, back, note)
 
-    def _fences(self) -> Fences:
-        if self.free:
-            return self.free.pop()
+    def check(self) -> None:
+        """Raise what is to be told of calls that have returned."""
+        with _lock:
+            failure, void = self.failure, self.void
+            self.failure, self.void = None, False
+        if failure is not None:
+            text = f"{FAILED % self.device}: {failure.message}"
+            raise type(failure)(text, hint=failure.hint, plugin=failure.plugin, strategy=failure.strategy) from failure
+        if void:
+            raise PluginCrashed(LOST, hint="the next call starts a new one; compute anew what depends on them")
+
+    def _homeless(self, inputs: list[tuple[str, Array]], outputs: list[tuple[str, Array]]) -> list[tuple[str, Array, bool]]:
+        """The tensors whose memory cannot be exported, and whether they are inputs."""
+        found: list[Block] = []  # that lived a moment ago, and are held by tensors of this call
+        homeless = []
+        for arrays, inside in ((inputs, True), (outputs, False)):
+            for name, array in arrays:
+                if any(block.base <= array.address < block.base + block.size for block in found):
+                    continue
+                block = self.shared.find(self.device, self.ordinal, self.uuid, array.address)
+                if block is None:
+                    homeless.append((name, array, inside))
+                else:
+                    found.append(block)
+        return homeless
+
+    def _fences(self, stream: int) -> Fences:
+        free = self.free.get(stream)
+        if free:
+            return free.pop()
         if not self.room:
             base = self.driver.allocate(self.ordinal, FENCE_BYTES)
             self.driver.clear(self.ordinal, base, FENCE_BYTES)
@@ -355,17 +481,26 @@ class Lender:
         Its fences are not used again. A call that has not returned fails by itself; of
         one that has, nobody would be told.
         """
-        lost, returned = self.all, {id(fences) for fences in self.free}
-        self.all, self.free = [], []
+        lost, returned = self.all, {id(fences) for free in self.free.values() for fences in free}
+        self.all, self.free = [], {}
+        side, waiting = self.side.cuda_stream, []
         for fences in lost:
             fences.lost = True
-            reached = self.driver.read(self.ordinal, self.side.cuda_stream, fences.done)
-            if (reached - fences.value) & 0x80000000:
+            if (self.driver.read(self.ordinal, side, fences.done) - fences.value) & 0x80000000:
                 self.void = self.void or id(fences) in returned
-                self.driver.write(self.ordinal, self.side.cuda_stream, fences.done, fences.value)
+                self.release(fences, side)
+                waiting.append(fences)
+        if self.failures and waiting:
+            # What the other stream had to write comes now that it need not wait, and may be a smaller number.
+            self.driver.read(self.ordinal, self.failed.cuda_stream, waiting[0].done)
+            for fences in waiting:
+                self.driver.write(self.ordinal, side, fences.done, fences.value)
 
-    def _home(self, array: Array) -> Block | None:
-        return self.shared.find(self.device, self.ordinal, self.uuid, array.address)
+    def release(self, fences: Fences, stream: int) -> None:
+        """Let a stream go on whose work will not be done: what it waits for becomes NaN."""
+        for address, size in fences.outputs:
+            self.driver.fill(self.ordinal, address, NAN_BYTE, size, stream)
+        self.driver.write(self.ordinal, stream, fences.done, fences.value)
 
     def _stage(self, homeless: list[tuple[str, Array, bool]], stream: int) -> tuple[list[tuple[int, int, int]], str]:
         sizes = [array.span() for _, array, _ in homeless]
@@ -394,6 +529,10 @@ def _uuid(torch: Any, ordinal: int) -> bytes:
     return bytes.fromhex(str(torch.cuda.get_device_properties(ordinal).uuid).replace("-", ""))
 
 
+# Of which every floating-point number is NaN, whatever its size.
+NAN_BYTE = 0xFF
+
+FAILED = "an earlier call on %s failed, and what it wrote is NaN"
 LOST = "the plugin process ended with work under way on the device: what the calls before wrote is void"
 
 _lock = threading.Lock()
@@ -415,7 +554,7 @@ def lender(device: str) -> Lender:
 
 
 class _Watch(threading.Thread):
-    """Notices the end of plugin processes, also while every other thread waits for a device."""
+    """Notices the end of plugin processes, and of calls, also while every other thread waits for a device."""
 
     STEP = 500  # milliseconds
 
@@ -433,10 +572,12 @@ class _Watch(threading.Thread):
                     for lender in _lenders.values():
                         lender.lose()
                 seen = now
+            _sent.settle_unless_busy()
 
     def stop(self) -> None:
         self.over = True
         self.join(2)
+        _sent.settle()  # or the engine would wait for it when it closes
 
 
 def copied_bytes() -> int:

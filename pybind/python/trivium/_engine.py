@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trivium import _bridge
+from trivium import _bridge, _sent
 from trivium._errors import EngineClosed
 
 # Stands for what the environment and the working directory say.
@@ -131,6 +131,7 @@ class Engine:
 
     def close(self) -> None:
         """End the plugin processes. Later calls raise :class:`EngineClosed`."""
+        _sent.settle()  # it would wait for calls that nobody waits for
         self._close()
 
     def plugins(self) -> list[Plugin]:
