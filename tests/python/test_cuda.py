@@ -236,6 +236,26 @@ def test_no_report_without_asking_costs_no_wait() -> None:
     torch.cuda.synchronize()
 
 
+def test_a_call_that_is_not_waited_for_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outputs are NaN, its stream goes on, and the next call tells of it."""
+    from trivium import _attention
+
+    monkeypatch.setattr(_attention, "_likeness", lambda request: "as if it were like one that succeeded")
+    q, k, v = tensors(30, 1, 4, 2, 300, 300, 128, torch.bfloat16)
+    want = reference(q, k, v)
+    trivium.attention(q, k, v, strategy="dense", return_lse=True)
+    wide = torch.zeros(1, 1, 64, 256, device=DEVICE, dtype=torch.bfloat16)
+    before = trivium.attention(q, k, v, strategy="dense")
+    out, lse = trivium.attention(wide, wide, wide, strategy="dense", return_lse=True)
+    torch.cuda.synchronize()  # the answer is looked for within half a second, whoever calls
+    assert out.isnan().all() and lse.isnan().all()
+    assert error(before, want[0]) < BUDGET[torch.bfloat16]
+    with pytest.raises(trivium.Unsupported, match="an earlier call on cuda:0 failed, and what it wrote is NaN: .*head_dim 256"):
+        trivium.attention(q, k, v, strategy="dense")
+    out, lse = trivium.attention(q, k, v, strategy="dense", return_lse=True)
+    check(out, lse, want, torch.bfloat16)
+
+
 def test_what_is_not_there_says_so() -> None:
     q, k, v = tensors(7, 1, 4, 2, 2000, 2000, 128, torch.bfloat16)
     with pytest.raises(trivium.InvalidArgument, match="bfloat16 or float16"):

@@ -1,6 +1,6 @@
 """Builds, checks and times the CUDA kernels in one call, prints a table and writes JSON.
 
-    python tests/bench/gpu/bench.py [--json FILE] [--quick] [--no-peers]
+    python tests/bench/gpu/bench.py [--json FILE] [--quick] [--no-peers] [--released CHECKOUT]
 
 Needs a Hopper GPU, torch and libnvrtc. TFLOP/s count 4 * 128 * 128 * head_dim operations for every kept causal tile of
 128 x 128, whole diagonal tiles included. Every figure is a median; `burst` starts from half a second of rest, `sustained`
@@ -19,11 +19,12 @@ import check_selectors
 import driver
 import flexindex
 import inputs
+import released
 import selections
 
 H, HKV, D, TILE = 32, 8, 128, 128
 GOALS = {(8192, .9): .6, (16384, .9): 1.5, (32768, .9): 3.2, (65536, .9): 13, (131072, .9): 18.6, (131072, .95): 41, (262144, .9): 97}
-RELEASED = {(8192, .9): 7.8, (16384, .9): 10.1, (32768, .9): 15.3, (65536, .9): 41.3, (131072, .9): 55.5, (131072, .95): 100, (262144, .9): 243}
+CASES = [(n, gamma) for n in (8192, 16384, 32768, 65536, 131072, 262144) for gamma in (.9, .95)]
 INDEX_GOALS = {8192: .2, 131072: 1.0, 262144: 2.5}
 results = []
 
@@ -39,7 +40,8 @@ def burst(f, repeat=10):
     return driver.median_ms(f, repeat, 2)
 
 
-def sustained(f, seconds=1.0):
+def sustained(f, seconds=1.0, card=None):
+    """Milliseconds; card, a dict, gets the clock and the power of the timed third, where NVML is there."""
     one = driver.median_ms(f, 3, 1)
     n = max(9, int(seconds * 1000 / one))
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
@@ -47,7 +49,14 @@ def sustained(f, seconds=1.0):
     for m in marks[1:]:
         f()
         m.record()
+    seen = []
+    while card is not None and not marks[-1].query():
+        if marks[2 * n // 3].query():
+            seen.append((torch.cuda.clock_rate(), torch.cuda.power_draw() / 1000))
+        time.sleep(.01)
     torch.cuda.synchronize()
+    if seen:
+        card["sustained_mhz"], card["sustained_watt"] = (sorted(column)[len(seen) // 2] for column in zip(*seen))
     times = [a.elapsed_time(b) for a, b in zip(marks, marks[1:])][2 * n // 3:]
     return sorted(times)[len(times) // 2]
 
@@ -76,14 +85,12 @@ def synthetic(n, density):
     return mask, driver.csr(mask.repeat_interleave(H // HKV, 0)[None])
 
 
-def dense_peers(n, q, k, v, peers):
-    if not peers:
-        return {}
+def dense_peers(n, q, k, v, names=("cudnn", "fa2")):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     out = {}
     g = H // HKV
     for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("fa2", SDPBackend.FLASH_ATTENTION)):
-        if name == "fa2" and n > 32768:
+        if name not in names or name == "fa2" and n > 32768:
             continue
         try:
             kk, vv = (k, v) if n > 65536 else (k.repeat_interleave(g, 1), v.repeat_interleave(g, 1))
@@ -119,9 +126,10 @@ def kernels(quick, peers):
         out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
         f = attend.prepare(q, k, v, out, lse)
         tiles = H * nb * (nb + 1) // 2
-        b, s = burst(f), sustained(f)
-        row = dict(what="dense", n=n, ms=b, burst_tflops=tflops(tiles, b), sustained_tflops=tflops(tiles, s))
-        for name, (pb, ps) in dense_peers(n, q, k, v, peers).items():
+        card = {}
+        b, s = burst(f), sustained(f, card=card)
+        row = dict(what="dense", n=n, ms=b, burst_tflops=tflops(tiles, b), sustained_tflops=tflops(tiles, s), **card)
+        for name, (pb, ps) in dense_peers(n, q, k, v).items() if peers else ():
             row["%s_tflops" % name] = tflops(tiles, pb)
             row["over_%s" % name], row["over_%s_sustained" % name] = pb / b, ps / s
         note(**row)
@@ -130,9 +138,10 @@ def kernels(quick, peers):
             tiles = m[1].numel()
             f = attend.prepare(q, k, v, out, lse, m)
             g = string.prepare(q, k, v, out, lse, m, q2=q, band=n // 3)
-            b, s = burst(f, 20), sustained(f)
+            card = {}
+            b, s = burst(f, 20), sustained(f, card=card)
             row = dict(what="mask", n=n, density=tiles / (H * nb * (nb + 1) / 2), ms=b, burst_tflops=tflops(tiles, b),
-                       sustained_tflops=tflops(tiles, s))
+                       sustained_tflops=tflops(tiles, s), **card)
             if density == .10:
                 row["string_cost"] = sustained(g) / sustained(f) - 1
                 if peers and n > 8192:
@@ -158,9 +167,10 @@ def kernels(quick, peers):
         note(what="head_dim 64 " + name, n=n, ms=b, burst_tflops=tflops(tiles, b, 64), sustained_tflops=tflops(tiles, s, 64))
 
 
-def end_to_end(quick):
-    index, attend = flexindex.Index(), driver.Attend()
-    for n, gamma in ((8192, .9), (16384, .9), (32768, .9)) if quick else GOALS:
+def end_to_end(quick, peers, checkout):
+    index, attend, whole = flexindex.Index(), driver.Attend(), {}
+    peer = released.load(checkout) if checkout else None
+    for n, gamma in ((8192, .9), (16384, .9), (32768, .9)) if quick else CASES:
         q, k, v = make(n)
         out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE
         select, w = index.prepare(q, k, gamma, min_budget=1024)
@@ -173,10 +183,23 @@ def end_to_end(quick):
         torch.cuda.synchronize()
         tiles = int(w["row_ptr"][-1])
         ix, at, total = burst(captured(select), 20), burst(a), burst(captured(both))
-        dense = burst(attend.prepare(q, k, v, out, lse), 5)
+        if n not in whole:
+            whole[n] = burst(attend.prepare(q, k, v, out, lse), 5), dense_peers(n, q, k, v, ("cudnn",)) if peers else {}
+        dense, others = whole[n]
         row = dict(what="end to end", n=n, gamma=gamma, density=tiles / (H * nb * (nb + 1) / 2), aware=int(w["aware"].sum()), index_ms=ix,
                    attend_ms=at, attend_tflops=tflops(tiles, at), total_ms=total, sustained_ms=sustained(captured(both)),
-                   goal_ms=GOALS[n, gamma], over_released=RELEASED[n, gamma] / total, over_own_dense=dense / total, launches=len(index.steps) + 1)
+                   over_own_dense=dense / total, launches=len(index.steps) + 1)
+        if (n, gamma) in GOALS:
+            row["goal_ms"] = GOALS[n, gamma]
+        for name, (pb, ps) in others.items():
+            row["%s_dense_ms" % name], row["over_%s" % name], row["over_%s_sustained" % name] = pb, pb / total, ps / row["sustained_ms"]
+        if peer:
+            qt, kt, vt = (x.transpose(1, 2) for x in (q, k, v))
+            theirs = lambda: peer(qt, kt, vt, gamma, .1, min_budget=1024)
+            row["released_ms"], row["released_sustained_ms"] = burst(theirs, 5), sustained(theirs)
+            row["over_released"], row["over_released_sustained"] = row["released_ms"] / total, row["released_sustained_ms"] / row["sustained_ms"]
+            # Of the causal tiles, as ours; it gives that of the square.
+            row["released_density"] = peer(qt, kt, vt, gamma, .1, min_budget=1024, return_computational_ratio=True)[1] * 2 * nb / (nb + 1)
         if n in INDEX_GOALS:
             row["index_goal_ms"] = INDEX_GOALS[n]
         if n <= 131072:
@@ -282,6 +305,7 @@ def main():
     parser.add_argument("--json", default="")
     parser.add_argument("--parts", default="checks,matmul,errors,end,kernels,decode,choosing")
     parser.add_argument("--masks", default="", help="folder of masks that CPU strategies chose")
+    parser.add_argument("--released", default="", help="checkout of the released FlexPrefill, to time beside ours")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     args = parser.parse_args()
@@ -303,7 +327,7 @@ def main():
     a = torch.randn(8192, 8192, device="cuda").bfloat16()
     f = lambda: a @ a
     run = dict(matmul=lambda: note(what="matmul 8192", burst_tflops=2 * 8192 ** 3 / burst(f) / 1e9, sustained_tflops=2 * 8192 ** 3 / sustained(f) / 1e9),
-               errors=lambda: errors(peers), end=lambda: end_to_end(args.quick), kernels=lambda: kernels(args.quick, peers), decode=lambda: decode(peers), choosing=lambda: choosing(args.quick))
+               errors=lambda: errors(peers), end=lambda: end_to_end(args.quick, peers, args.released), kernels=lambda: kernels(args.quick, peers), decode=lambda: decode(peers), choosing=lambda: choosing(args.quick))
     for part in parts:
         if part in run:
             run[part]()

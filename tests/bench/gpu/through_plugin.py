@@ -6,7 +6,9 @@ host      time until the call returns, nothing else on the device (median, 90th 
 device    time between the first and the last of many calls that were queued behind a long kernel, so that the
           host does not count; the events by which processes wait for each other do
 steady    the same without the long kernel: what a model sees
-gap       steady - device, over device
+gap       steady - device, over device; the card's clock falls under steady work, which counts here
+alone     the dense kernel of 8k in this process, half a second at a time in turn with as much through the plugin, so
+          that both have the card's clock of steady work
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from typing import Any, Callable
 
 import torch
+import driver
 import trivium
 
 DEVICE = "cuda:0"
@@ -91,6 +94,21 @@ def cases() -> list[tuple[str, Callable[[], Any], int]]:
     return made
 
 
+def beside_alone(n: int = 8192, seconds: float = 0.5, rounds: int = 5) -> dict[str, Any]:
+    """The dense kernel with and without the way through the plugin, in turn."""
+    q, k, v = make(n)
+    out, lse = torch.empty_like(q), torch.empty(1, 32, n, device=DEVICE)
+    alone = driver.Attend().prepare(*(x.transpose(1, 2) for x in (q, k, v, out)), lse)
+    through = lambda: trivium.attention(q, k, v, layout="bnhd", strategy="dense")  # noqa: E731
+    times: dict[str, list[float]] = {"alone": [], "through": []}
+    calls = int(1000 * seconds / device_time(through, 20, False))
+    for _ in range(rounds):
+        for name, call in (("alone", alone), ("through", through)):
+            times[name].append(device_time(call, calls, False))
+    medians = {f"{name}_ms": round(statistics.median(t[1:]), 4) for name, t in times.items()}
+    return {"name": f"dense {n} at the clock of steady work", **medians, "gap_us": round(1000 * (medians["through_ms"] - medians["alone_ms"]), 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json")
@@ -109,6 +127,8 @@ def main() -> None:
     row = measure("torch sdpa 8k", sdpa)
     rows.append(row)
     print(f"{'torch sdpa 8k':26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f}")
+    rows.append(beside_alone())
+    print(rows[-1])
     if target:
         with open(target, "w") as file:
             json.dump(rows, file, indent=1)
