@@ -96,6 +96,29 @@ static void hide_kept(tile_rows *t, const trivium_rest *c, key_tile k) {
     }
 }
 
+// The product with values one key at a time, leaving out the keys that a row
+// does not see: for values that are not finite, which zero weights do not hide.
+static void multiply_seen_values(attention *a, key_tile k) {
+    tile_rows *t = &a->tile;
+    const trivium_problem *p = t->problem;
+    uint8_t left_out[TILE] = {0};
+    if (a->rest) {
+        for (int j = 0; j < k.keys; j++) left_out[j] = k.k0 + j < a->rest->first;
+        for (int64_t i = 0; i < a->rest->count; i++)
+            if (a->rest->kept[i] >= k.k0 && a->rest->kept[i] < k.k0 + k.keys) left_out[a->rest->kept[i] - k.k0] = 1;
+    }
+    _Alignas(64) float x[256];
+    for (int j = 0; j < k.keys; j++) {
+        if (left_out[j]) continue;
+        load_floats(x, &t->keys->value, k.k0 - t->base + j);
+        for (int r = t->from; r < t->to; r++) {
+            if (k.k0 + j < first_visible(p, t->position[r]) || k.k0 + j >= last_visible(p, t->position[r], k.k0 + k.keys)) continue;
+            float weight = weight_value(t->weight[(r - t->from) * TILE + j]), *out = a->out + (long)r * a->out_stride;
+            for (int i = 0; i < p->value_dim; i++) out[i] += weight * x[i];
+        }
+    }
+}
+
 static void attend_tile(attention *a, key_tile k, key_tile next) {
     tile_rows *t = &a->tile;
     trivium_keys chunk;
@@ -104,8 +127,9 @@ static void attend_tile(attention *a, key_tile k, key_tile next) {
         score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
         if (a->rest) hide_kept(t, a->rest, k);
         for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
-        multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
-                        a->out_stride);
+        if (*chunk_flag(t->problem, t->keys, k.k0 - t->base) && (a->rest || hides_keys(t, k.k0, k.keys))) multiply_seen_values(a, k);
+        else multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
+                             a->out_stride);
     }
 }
 

@@ -25,9 +25,17 @@ static inline uint16_t *value_row(const trivium_problem *p, const trivium_keys *
     return key_panel(p, k, p->key_variants, PANEL) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
 }
 
-static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
+static size_t numbers_bytes(const trivium_problem *p, int64_t rows) {
     int64_t n = round_up(rows, TILE);
     return sizeof(uint16_t) * (size_t)((n * p->key_variants + PANEL) * padded_dim(p) + n * PANEL * value_panels(p));
+}
+
+#include "flags.h"
+static inline float weight_value(uint16_t weight) {
+    uint32_t bits = (uint32_t)weight << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 static void store_query(uint16_t *to, const float *x, int n, float scale) {
@@ -62,6 +70,8 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
         }
     }
     uint16_t *values = value_row(p, k, first);
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 not_finite = 0;
     for (int64_t r = 0; r < TILE; r += 2) {
         memset(panel, 0, sizeof(uint16_t) * 512);
         for (int64_t i = r; i < r + 2 && i < rows; i++)
@@ -69,9 +79,12 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
         for (int j = 0; j < value_panels(p); j++) {
             __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + j * PANEL)));
             __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + 256 + j * PANEL)));
-            _mm512_storeu_si512(values + (j * TILE + r) * PANEL, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+            __m512i pairs = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+            not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(pairs, exponent), exponent);
+            _mm512_storeu_si512(values + (j * TILE + r) * PANEL, pairs);
         }
     }
+    *chunk_flag(p, k, first) = not_finite != 0;
 }
 
 // --- exponentials ---

@@ -16,9 +16,11 @@ static inline float *value_row(const trivium_problem *p, const trivium_keys *k, 
     return key_panel(p, k, p->key_variants, 0) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
 }
 
-static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
+static size_t numbers_bytes(const trivium_problem *p, int64_t rows) {
     return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
 }
+#include "flags.h"
+static inline float weight_value(float weight) { return weight; }
 
 // rows: [16, stride], of which dim columns are turned into to: [dim, 16].
 static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {
@@ -57,6 +59,7 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
         }
     }
     float *values = value_row(p, k, first);
+    vf not_finite = vf_set1(0), zero = vf_set1(0);
     for (int64_t r = 0; r < TILE; r++) {
         if (r >= rows || p->value_dim % PANEL) memset(panel, 0, sizeof(float) * 256);
         const float *from = panel;
@@ -64,8 +67,13 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
             from = (const float *)k->value.data + (first + r) * k->value.stride;
         else if (r < rows) load_floats(panel, &k->value, first + r);
         for (int j = 0; j < value_panels(p); j++)
-            for (int i = 0; i < PANEL; i += LANES) vf_store(values + (j * TILE + r) * PANEL + i, vf_load(from + j * PANEL + i));
+            for (int i = 0; i < PANEL; i += LANES) {
+                vf x = vf_load(from + j * PANEL + i);
+                not_finite = vf_fma(x, zero, not_finite);
+                vf_store(values + (j * TILE + r) * PANEL + i, x);
+            }
     }
+    *chunk_flag(p, k, first) = vf_total(not_finite) != 0; // infinity times 0 is NaN
 }
 
 // c[R, 16N] = (add ? c : 0) + a[R, depth] . b[N panels][depth, 16].

@@ -158,10 +158,15 @@ static void hide_keys(tile_rows *t, int64_t k0, int keys) {
     }
 }
 
-static void hide_some_keys(tile_rows *t, int64_t k0, int keys) {
+// Whether some row of the pass does not see all of the keys that it is multiplied with.
+static inline int hides_keys(const tile_rows *t, int64_t k0, int keys) {
     const trivium_problem *p = t->problem;
-    if (keys % KEY_STEP || k0 + keys > last_visible(p, t->position[t->from], t->head->keys->key.rows) ||
-        k0 < first_visible(p, t->position[t->to - 1])) hide_keys(t, k0, keys);
+    return keys % KEY_STEP || k0 + keys > last_visible(p, t->position[t->from], t->head->keys->key.rows) ||
+           k0 < first_visible(p, t->position[t->to - 1]);
+}
+
+static void hide_some_keys(tile_rows *t, int64_t k0, int keys) {
+    if (hides_keys(t, k0, keys)) hide_keys(t, k0, keys);
 }
 
 // The scores of rows [from, to) with keys [k0, k0+keys), k0 a multiple of 16,

@@ -1,0 +1,93 @@
+package cpu
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/trivium-ml/trivium/hardware"
+)
+
+// spoilt says of each kv head of a sequence which keys have a value that is not finite.
+type spoilt [][][]bool
+
+// spoil makes up to three values of each kv head infinite or NaN.
+func (c *randomCase) spoil(r *rand.Rand) spoilt {
+	var all spoilt
+	for i := range c.value {
+		var heads [][]bool
+		for _, v := range c.value[i] {
+			bad := make([]bool, v.Rows)
+			for range 1 + r.IntN(3) {
+				n := r.IntN(v.Rows)
+				bad[n] = true
+				c.storeBits(v, n, r.IntN(v.Cols), r.IntN(3))
+			}
+			heads = append(heads, bad)
+		}
+		all = append(all, heads)
+	}
+	return all
+}
+
+// storeBits writes NaN, infinity or minus infinity, and leaves the values that
+// the definition reads finite.
+func (c *randomCase) storeBits(b *buffer, row, column, kind int) {
+	at := b.raw[(row*b.Stride+column)*b.Dtype.Size():]
+	bits := map[hardware.Dtype][3]uint32{
+		hardware.Float32:  {0x7fc00000, 0x7f800000, 0xff800000},
+		hardware.BFloat16: {0x7fc0, 0x7f80, 0xff80},
+		hardware.Float16:  {0x7e00, 0x7c00, 0xfc00},
+	}[b.Dtype][kind]
+	for i := range b.Dtype.Size() {
+		at[i] = byte(bits >> (8 * i))
+	}
+}
+
+// A value that is not finite reaches the rows that see its key, and no other.
+func TestValuesThatAreNotFinite(t *testing.T) {
+	outputs, lses := worst{}, worst{}
+	blind, seeing := 0, 0
+	for seed := uint64(firstSeed); seed < firstSeed+cases; seed++ {
+		c := newCase(seed)
+		bad := c.spoil(rand.New(rand.NewPCG(seed, 2)))
+		var clean, reached []sampledRow
+		for _, w := range c.sample() {
+			kv := w.head / (len(c.query[w.sequence]) / len(c.key[w.sequence]))
+			touched := false
+			for n, s := range c.scores(w.sequence, w.head, w.row, true) {
+				touched = touched || bad[w.sequence][kv][n] && !math.IsInf(s, -1)
+			}
+			if touched {
+				reached = append(reached, w)
+			} else {
+				clean = append(clean, w)
+			}
+		}
+		blind, seeing = blind+len(clean), seeing+len(reached)
+		for isa, b := range backends(t) {
+			c.attend(t, b)
+			c.compareRows(t, isa, clean, outputs, lses)
+			for _, w := range reached {
+				if !c.hasNonfinite(w) {
+					t.Errorf("%s: sequence %d head %d row %d sees a value that is not finite: its output is", isa, w.sequence, w.head, w.row)
+				}
+			}
+		}
+		if t.Failed() {
+			t.Fatal(c)
+		}
+	}
+	if blind < 1000 || seeing < 1000 {
+		t.Errorf("%d rows see no such value and %d do: want many of both", blind, seeing)
+	}
+}
+
+func (c *randomCase) hasNonfinite(w sampledRow) bool {
+	for j := range w.out {
+		if x := c.out[w.sequence][w.head].at(w.row, j); math.IsNaN(x) || math.IsInf(x, 0) {
+			return true
+		}
+	}
+	return false
+}
