@@ -13,7 +13,8 @@ import pytest
 import torch
 import trivium
 from trivium import eval as evaluation
-from trivium.eval.scoring import found_share, score
+from trivium.eval.decoding import found_share
+from trivium.eval.scoring import score
 from trivium.eval.tasks.ruler import RULER
 from trivium.eval.tasks.ruler.counting import COMMON
 from trivium.eval.tasks.ruler.fitting import scatter

@@ -39,6 +39,9 @@ def eval_command(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda or cuda:N")] = None,
     dtype: Annotated[Optional[str], typer.Option(help="float32, bfloat16, float16 or auto")] = None,
     threads: Annotated[Optional[int], typer.Option(help="torch's; default: as torch is set")] = None,
+    new_tokens: Annotated[Optional[int], typer.Option(help="most tokens of a generated answer; default: RULER's number for each task")] = None,
+    chat: Annotated[Optional[bool], typer.Option("--chat/--no-chat", help="RULER in the chat template; default: if there is one")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", help="processes that share the machine; the results are the same, times are not")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="spread arms and lengths over a Ray cluster")] = False,
     ray_workers: Annotated[Optional[int], typer.Option(help="tasks at a time on a cluster that is started here")] = None,
     ray_address: Annotated[Optional[str], typer.Option(help="of a running cluster")] = None,
@@ -53,12 +56,12 @@ def eval_command(
 
     given = {
         "arms": arm, "tasks": task, "lengths": length, "samples": samples, "seed": seed, "probe_rows": probe_rows, "model": model,
-        "text": text, "device": device, "dtype": dtype, "threads": threads,
+        "text": text, "device": device, "dtype": dtype, "threads": threads, "new_tokens": new_tokens, "chat": chat,
     }  # fmt: skip
     plan, subject = _plan(plan_file, {key: value for key, value in given.items() if value not in (None, [])})
     cluster = Cluster(ray_address, ray_workers) if ray or ray_workers or ray_address else None
     with _Bar(len(plan.order()), shown=output is Output.text) as bar:
-        rows = evaluate(plan, subject, to, cluster=cluster, say=bar.say, step=bar.step)
+        rows = evaluate(plan, subject, to, cluster=cluster, workers=workers, say=bar.say, step=bar.step)
     if output is Output.json:
         print_json(rows)
         return

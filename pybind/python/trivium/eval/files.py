@@ -23,7 +23,7 @@ RESULTS = "results.json"
 TABLE = "results.parquet"
 SAMPLES = "samples.parquet"
 TIMES = "times.json"
-CLOCKS = ("ttft_s", "attention_s")  # all that differs from run to run
+CLOCKS = ("ttft_s", "attention_s", "processes")  # all that differs from run to run
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -53,7 +53,7 @@ def write_results(folder: Path, plan: Plan, records: Records, rows: Sequence[Row
     replace(folder / RESULTS, json.dumps([_lasting(asdict(row)) for row in rows], indent=1))
     replace(folder / TABLE, _parquet([line for row in rows for line in _flat(row)]))
     replace(folder / SAMPLES, _parquet([line for cell in plan.order() for line in _samples(cell, records[cell])]))
-    clocks = [{"task": row.task, "length": row.length, "arm": row.arm, "ttft_s": row.ttft_s, "attention_s": row.attention_s} for row in rows]
+    clocks = [{"task": row.task, "length": row.length, "arm": row.arm, **{name: getattr(row, name) for name in CLOCKS}} for row in rows]
     replace(folder / TIMES, json.dumps(clocks, indent=1))
 
 

@@ -12,7 +12,7 @@ from trivium.eval.arms import Arm, parse_all
 from trivium.eval.subject import Subject
 from trivium.eval.tasks import GROUPS, TASKS, expand
 
-KEYS = ("arms", "tasks", "lengths", "samples", "seed", "probe_rows")
+KEYS = ("arms", "tasks", "lengths", "samples", "seed", "probe_rows", "new_tokens", "chat")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Plan:
     """What is to be run: arms x tasks x lengths x samples. The first arm is the baseline.
 
     ``probe_rows`` random rows of each head measure coverage; 0: it is not measured.
+    ``new_tokens`` limits generated answers; 0: each task's own number, which is RULER's.
+    ``chat`` puts generated tasks into the model's chat template; None: where it has one.
     """
 
     arms: tuple[Arm, ...]
@@ -38,6 +40,8 @@ class Plan:
     samples: int = 20
     seed: int = 0
     probe_rows: int = 0
+    new_tokens: int = 0
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -48,8 +52,9 @@ class Plan:
             raise InvalidArgument(f"tasks {list(self.tasks)}: want some of {', '.join(sorted({*TASKS, *GROUPS}))}")
         if not self.lengths or min(self.lengths) < 64 or self.samples < 1:
             raise InvalidArgument(f"lengths {list(self.lengths)}, samples {self.samples}: want lengths from 64 and a sample")
-        if self.probe_rows < 0:
-            raise InvalidArgument(f"probe_rows {self.probe_rows}: want 0 or more")
+        for name in ("probe_rows", "new_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidArgument(f"{name} {getattr(self, name)}: want 0 or more")
 
     @staticmethod
     def from_file(path: str | PathLike[str]) -> Plan:
@@ -81,8 +86,8 @@ class Plan:
 def read(path: str | PathLike[str]) -> tuple[Plan, Subject]:
     """Read a plan and its subject from YAML.
 
-    The keys are ``arms``, ``tasks``, ``lengths``, ``samples``, ``seed`` and ``probe_rows`` of the
-    plan and ``model``, ``text``, ``device``, ``dtype`` and ``threads`` of the subject.
+    The keys are ``arms``, ``tasks``, ``lengths``, ``samples``, ``seed``, ``probe_rows``,
+    ``new_tokens`` and ``chat`` of the plan and ``model``, ``text``, ``device``, ``dtype`` and ``threads`` of the subject.
     """
     return from_mapping(load_yaml(path), str(path))
 
@@ -106,11 +111,13 @@ def from_mapping(data: Mapping[str, Any], where: str = "plan") -> tuple[Plan, Su
     unknown = sorted(str(key) for key in set(data) - {*KEYS, *Subject.keys()})
     if unknown:
         raise InvalidArgument(f"{where}: unknown keys {unknown}: want the keys {', '.join((*KEYS, *Subject.keys()))}")
-    plan = {key: data[key] for key in ("samples", "seed", "probe_rows") if key in data}
+    plan = {key: data[key] for key in ("samples", "seed", "probe_rows", "new_tokens") if key in data}
+    if data.get("chat") not in (None, True, False):
+        raise InvalidArgument(f"{where}: chat {data['chat']!r}: want true, false or nothing")
     _check_integers(where, {**plan, **{f"lengths[{i}]": n for i, n in enumerate(_list(data, "lengths", where))}})
     arms, tasks, lengths = (_list(data, key, where) for key in ("arms", "tasks", "lengths"))
     subject = {key: data[key] for key in Subject.keys() if key in data}
-    return Plan(parse_all(arms), expand(map(str, tasks)), tuple(lengths), **plan), Subject(**subject)
+    return Plan(parse_all(arms), expand(map(str, tasks)), tuple(lengths), **plan, chat=data.get("chat")), Subject(**subject)
 
 
 def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:

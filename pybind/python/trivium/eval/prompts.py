@@ -10,6 +10,7 @@ from typing import Any
 
 from trivium.eval.files import replace
 from trivium.eval.tasks import make_sample
+from trivium.eval.tasks.chat import Chat, choose
 from trivium.eval.tasks.sample import Sample
 
 EDITION = 2  # of the generators: another one makes other prompts of the same seed
@@ -22,11 +23,15 @@ class Prompts:
     ----------
     folder : Path, optional
         Where they are kept; None: they are made anew.
+    chat : bool, optional
+        Whether generated tasks go into the chat template; default: where there is one.
     """
 
-    def __init__(self, tokenizer: Any, text: list[int], seed: int, folder: Path | None = None) -> None:
-        self._tokenizer, self._text, self._seed = tokenizer, text, seed
-        self._folder = None if folder is None else folder / _fingerprint(text, seed)
+    def __init__(self, tokenizer: Any, text: list[int], seed: int, folder: Path | None = None, chat: bool | None = None) -> None:
+        self.chat = choose(tokenizer, chat)
+        self._tokenizer = Chat(tokenizer) if self.chat else tokenizer
+        self._text, self._seed = text, seed
+        self._folder = None if folder is None else folder / _fingerprint(text, seed, self.chat)
         self._last: tuple[Any, Sample] | None = None
 
     def get(self, task: str, length: int, index: int) -> Sample:
@@ -59,6 +64,6 @@ def name_of(sample: Sample) -> str:
     return hashlib.sha256(json.dumps(sample.ids).encode()).hexdigest()[:12]
 
 
-def _fingerprint(text: list[int], seed: int) -> str:
+def _fingerprint(text: list[int], seed: int, chat: bool) -> str:
     """The text's tokens tell tokenizers apart too."""
-    return hashlib.sha256(json.dumps([EDITION, seed, list(text)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([EDITION, seed, list(text), chat]).encode()).hexdigest()[:16]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from trivium._errors import InvalidArgument
+from trivium.eval.decoding import Started, decode, found_share
 from trivium.eval.tasks.sample import Sample
 
-LOWER_IS_BETTER = frozenset({"nll", "kl"})
 CHUNK = 128  # rows whose logits are widened to float32 at a time
 
 
@@ -83,10 +83,16 @@ def row_logits(model: Any, sample: Sample) -> tuple[torch.Tensor, float]:
     return result.logits[0], seconds
 
 
-def found_share(text: str, sample: Sample) -> float:
-    """Share of the answers that a text holds, whatever their case; of any one where one is enough."""
-    found = [answer.lower() in text.lower() for answer in sample.answers]
-    return float(any(found)) if sample.any_answer else sum(found) / len(found)
+@torch.inference_mode()
+def start(model: Any, sample: Sample) -> Started:
+    """Prefill the prompt of a sample of kind ``generate``."""
+    result, seconds = _timed(model, sample.ids, logits_to_keep=1, use_cache=True)
+    return Started(result.logits[:, -1:].argmax(dim=-1), result.past_key_values, seconds)
+
+
+def answered(text: str, sample: Sample, seconds: float) -> Measured:
+    """The score of a generated text."""
+    return Measured({"score": found_share(text, sample)}, seconds, answer=text)
 
 
 def _scored_end(model: Any, sample: Sample) -> Measured:
@@ -118,34 +124,11 @@ def _compared(model: Any, sample: Sample, baseline: torch.Tensor | None) -> Meas
 
 
 def _generated(model: Any, sample: Sample, tokenizer: Any) -> Measured:
-    """Greedy decoding. It ends early where nothing can change the score: all answers found, or the text ended."""
     if tokenizer is None:
         raise InvalidArgument("sample of kind generate: want the tokenizer that reads the answer")
-    result, seconds = _timed(model, sample.ids, logits_to_keep=1, use_cache=True)
-    end = _end_tokens(model, tokenizer)
-    made: list[int] = []
-    text = ""
-    for step in range(sample.new_tokens):
-        token = int(result.logits[0, -1].argmax())
-        if token in end:
-            break
-        made.append(token)
-        text = str(tokenizer.decode(made))
-        if found_share(text, sample) == 1.0 or step + 1 == sample.new_tokens:
-            break
-        result = model(
-            input_ids=torch.tensor([[token]], device=model.device),
-            position_ids=torch.tensor([[len(sample.ids) + step]], device=model.device),
-            past_key_values=result.past_key_values,
-            use_cache=True,
-        )
-    return Measured({"score": found_share(text, sample)}, seconds, answer=text)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    several = configured if isinstance(configured, list) else [configured]
-    return {int(token) for token in (*several, getattr(tokenizer, "eos_token_id", None)) if token is not None}
+    begun = start(model, sample)
+    (text,) = decode(model, tokenizer, sample, [begun], sample.new_tokens)
+    return answered(text, sample, begun.seconds)
 
 
 def _likelihood(logits: torch.Tensor, want: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Spread a plan over a Ray cluster: one task for each arm, length and kind of sample.
+"""Spread a plan over a Ray cluster: one task for the arms of one position strategy on one sample.
 
 A task only computes: what it returns depends on its arguments alone, so Ray may run it
 anywhere and again. The driver alone writes.
@@ -6,17 +6,16 @@ anywhere and again. The driver alone writes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from trivium._errors import Unsupported
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.runner import Bench, Found
-from trivium.eval.subject import Loaded, Subject
+from trivium.eval.subject import Subject
+from trivium.eval.units import Unit, longest_first, units
 
 RETRIES = 3  # of a task whose worker died
 
@@ -49,8 +48,9 @@ def spread(
         _start(ray, cluster)
     try:
         resources = {"num_cpus": 1, "num_gpus": 0 if subject.device == "cpu" else 1}
-        task = ray.remote(max_retries=RETRIES, **resources)(run_cells)
-        waiting = [task.remote(plan, subject, cells, cache) for cells in _units(missing)]
+        task = ray.remote(max_retries=RETRIES, **resources)(run_unit)
+        processes = int(ray.cluster_resources().get("CPU", 1))
+        waiting = [task.remote(plan, subject, unit, cache, processes) for unit in longest_first(units(plan, missing))]
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
             yield from _result(ray, done)
@@ -59,24 +59,20 @@ def spread(
             ray.shutdown()
 
 
-def run_cells(plan: Plan, subject: Subject, cells: list[Cell], cache: Path) -> list[tuple[Cell, Found]]:
-    """One task: the cells of one arm at one length. A worker loads the model once."""
-    bench = Bench(plan, _load(subject), cache)
-    return [(cell, bench.run(cell)) for cell in cells]
+def run_unit(plan: Plan, subject: Subject, unit: Unit, cache: Path, processes: int = 1) -> list[tuple[Cell, Found]]:
+    """One task: the arms of one position strategy on one sample. A worker loads the model once."""
+    return list(_bench(plan, subject, cache, processes).run(unit))
 
 
-@lru_cache(maxsize=1)
-def _load(subject: Subject) -> Loaded:
-    return subject.load()
+_kept: list[tuple[Any, Bench]] = []
 
 
-def _units(missing: list[Cell]) -> list[list[Cell]]:
-    """Long ones first, so that none is left over at the end."""
-
-    def unit(cell: Cell) -> tuple[int, str, str]:
-        return -cell.length, cell.task, cell.arm
-
-    return [list(cells) for _, cells in itertools.groupby(sorted(missing, key=unit), key=unit)]
+def _bench(plan: Plan, subject: Subject, cache: Path, processes: int) -> Bench:
+    """The bench of this worker, kept from task to task: loading takes longer than most of them."""
+    key = (repr(plan), subject, cache, processes)
+    if not _kept or _kept[0][0] != key:
+        _kept[:] = [(key, Bench(plan, subject.load(), cache, processes))]
+    return _kept[0][1]
 
 
 def _result(ray: Any, reference: Any) -> list[tuple[Cell, Found]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trivium._errors import CheckpointError, DeviceUnavailable, InvalidArgument
+from trivium._errors import DeviceUnavailable, InvalidArgument
 from trivium.eval.tasks.corpus import Corpus
 
 SMOLLM2, EMMA = "smollm2", "emma"
@@ -64,6 +64,10 @@ class Subject:
 
         return Subject(self.model, self.text, self.device, self._dtype(), self.threads or torch.get_num_threads())
 
+    def prepare(self, say: Any = lambda what: None) -> None:
+        """Fetch or convert what :meth:`load` would, once, before several processes load it."""
+        self._folder(say)
+
     def load(self, say: Any = lambda what: None) -> Loaded:
         """Read the model and the text; ``say`` is told what is being done."""
         import torch
@@ -84,17 +88,20 @@ class Subject:
         return default_dtype() if self.device == "cpu" else "bfloat16"
 
     def _model(self, say: Any) -> tuple[Any, Any]:
-        from trivium.demo.download import smollm2
         from trivium.demo.model import load_model
 
-        if self.model == SMOLLM2:
-            folder = smollm2(say)
-        else:
-            folder = Path(self.model).expanduser()
+        folder = self._folder(say)
         say(f"loading {folder.name}")
-        if folder.suffix == ".gguf":
-            return _from_gguf(folder, self._dtype())
         return load_model(folder, self._dtype())
+
+    def _folder(self, say: Any) -> Path:
+        """The model as a Hugging Face folder; a GGUF file is converted once, and the folder kept."""
+        from trivium.demo.download import from_gguf, smollm2
+
+        if self.model == SMOLLM2:
+            return smollm2(say)
+        path = Path(self.model).expanduser()
+        return from_gguf(path, self._dtype(), say) if path.suffix == ".gguf" else path
 
     def _string(self) -> str:
         if self.text == EMMA:
@@ -106,14 +113,3 @@ class Subject:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidArgument(f"text {self.text}: {error}: want a file of UTF-8 text, or {EMMA}") from error
-
-
-def _from_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file: want a Hugging Face model folder or a GGUF file")
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype))
-    return model.eval(), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from trivium.eval.bootstrap import Interval, interval, paired
@@ -25,7 +26,11 @@ class Row:
     density, coverage : float
         Means over samples; coverage is None where it was not measured.
     ttft_s, attention_s : float
-        Mean wall clock of the prefill, and of attention in it, without measuring coverage.
+        Median wall clock of the prefill, and of attention in it, without measuring coverage.
+    processes : int
+        How many shared the machine while that was timed, at most.
+    chat : bool
+        Whether the prompts were turns of the model's chat template.
     """
 
     task: str
@@ -37,6 +42,8 @@ class Row:
     coverage: float | None
     ttft_s: float
     attention_s: float
+    processes: int = 1
+    chat: bool = False
     curves: dict[str, list[Interval]] = field(default_factory=dict)
     curve_differences: dict[str, list[Interval]] = field(default_factory=dict)
 
@@ -81,8 +88,10 @@ def _row(plan: Plan, records: Records, task: str, length: int, arm: str) -> Row:
         differences={metric: paired(values, [b["scores"][metric] for b in base]) for metric, values in scores.items()},
         density=_mean([1.0 if record["density"] is None else record["density"] for record in own]),
         coverage=_mean(coverage) if coverage else None,
-        ttft_s=_mean([record["ttft_s"] for record in own]),
-        attention_s=_mean([record["attention_s"] for record in own]),
+        ttft_s=median(record["ttft_s"] for record in own),
+        attention_s=median(record["attention_s"] for record in own),
+        processes=max(record["processes"] for record in own),
+        chat=own[0]["chat"],
         curves={metric: [interval(part) for part in parts] for metric, parts in curves.items()},
         curve_differences={
             metric: [paired(part, other) for part, other in zip(parts, base_curves[metric])] for metric, parts in curves.items()

@@ -16,7 +16,7 @@ TEMPLATE = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
     "The following are given documents.\n\n{context}\n\n"
     "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
-    "Question: {question} Answer:"
+    "Question: {question} \0Answer:"
 )
 KEEPER = "The archive of {place} is kept by {person}."
 BORN = "{person} was born in the town of {town}."

@@ -18,7 +18,7 @@ COMMON_TEMPLATE = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
     "Memorize the ones that appear most often.\n{context}\n"
     "Question: What are the 10 most common words in the above list? "
-    "Answer: The top 10 words that appear most often in the list are:"
+    "\0Answer: The top 10 words that appear most often in the list are:"
 )
 ALPHA, CODED_LENGTH, FREQUENT, FREQUENT_NEW_TOKENS = 2.0, 6, 3, 50
 FREQUENT_TEMPLATE = (
@@ -26,7 +26,7 @@ FREQUENT_TEMPLATE = (
     "Find the three most frequently appeared coded words. {context}\n"
     "Question: Do not provide any explanation. Please ignore the dots '....'. "
     "What are the three most frequently appeared words in the above coded text? "
-    "Answer: According to the coded text above, the three most frequently appeared words are:"
+    "\0Answer: According to the coded text above, the three most frequently appeared words are:"
 )
 
 

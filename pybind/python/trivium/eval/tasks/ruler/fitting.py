@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from trivium._errors import InvalidArgument
+from trivium.eval.tasks.chat import written
 from trivium.eval.tasks.sample import Sample, encode
 
-Build = Callable[[int], str]  # a prompt with so many units of haystack
+Build = Callable[[int], str]  # a prompt with so many units of haystack, the answer marked off
 
 
 def fit(tokenizer: Any, build: Build, length: int, answers: tuple[str, ...], new_tokens: int, *,
@@ -23,12 +24,15 @@ def fit(tokenizer: Any, build: Build, length: int, answers: tuple[str, ...], new
         The fewest units that make sense, and how many there are.
     """
     budget = length - new_tokens
-    units = _most(lambda n: len(encode(tokenizer, build(n))) <= budget, least, most)
+
+    def prompt(units: int) -> list[int]:
+        return encode(tokenizer, written(tokenizer, build(units)))
+
+    units = _most(lambda n: len(prompt(n)) <= budget, least, most)
     if units is None:
-        need = len(encode(tokenizer, build(least))) + new_tokens
+        need = len(prompt(least)) + new_tokens
         raise InvalidArgument(f"length {length}: the shortest prompt of this task needs {need} tokens")
-    ids = encode(tokenizer, build(units))
-    return Sample(ids, about=about or {}, kind="generate", new_tokens=new_tokens, answers=answers, any_answer=any_answer)
+    return Sample(prompt(units), about=about or {}, kind="generate", new_tokens=new_tokens, answers=answers, any_answer=any_answer)
 
 
 def _most(fits: Callable[[int], bool], least: int, most: int) -> int | None:

@@ -18,13 +18,13 @@ MANY = (
     "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind} afterwards.\n{context}\n"
     "What are all the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text are"
+    "\0The special magic {kind} for {query} mentioned in the provided text are"
 )
 ONE = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the {kind} afterwards.\n{context}\n"
     "What is the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text is"
+    "\0The special magic {kind} for {query} mentioned in the provided text is"
 )
 
 

@@ -13,7 +13,7 @@ HOPS, NEW_TOKENS, EXAMPLE_UNITS = 4, 30, 5
 TEMPLATE = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"
     "Question: Find all variables that are assigned the value {value} in the text above. "
-    "Answer: According to the chain(s) of variable assignment in the text above, "
+    "\0Answer: According to the chain(s) of variable assignment in the text above, "
     "{count} variables are assigned the value {value}, they are:"
 )
 
