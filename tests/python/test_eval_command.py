@@ -122,6 +122,43 @@ def test_four_ray_workers_give_the_same_tables(folder: Path, whole: Path) -> Non
     assert same(out, whole)
 
 
+def test_four_workers_give_the_same_tables(folder: Path, whole: Path) -> None:
+    out = folder / "workers"
+    process = start(folder, out, "--workers", "4")
+    while cells(out) < CELLS // 4 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    finish(start(folder, out, "--workers", "3"))
+    assert cells(out) == CELLS
+    assert same(out, whole)
+    assert {row["processes"] for row in json.loads((out / TIMES).read_text())} <= {3, 4}
+    assert {row["processes"] for row in json.loads((whole / TIMES).read_text())} == {1}
+
+
+def test_a_worker_that_dies_is_said_so(folder: Path) -> None:
+    out = folder / "dies"
+    process = start(folder, out, "--workers", "2")
+    while cells(out) < 8 and process.poll() is None:
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this kernel does not list a process's children")
+    workers = [int(pid) for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "a worker process ended with status -9" in errors and "fewer --workers" in errors
+
+
+def test_a_mistake_in_a_worker_is_the_commands(folder: Path, tmp_path: Path) -> None:
+    process = start(folder, tmp_path, "--workers", "2", "--arm", "flexprefil")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "flexprefill" in errors and "Traceback" not in errors
+
+
 def test_a_finished_run_is_not_run_again(folder: Path, whole: Path) -> None:
     before = (whole / RECORDS).read_bytes()
     rows = json.loads(finish(start(folder, whole, "-o", "json")))

@@ -15,7 +15,7 @@ from trivium._errors import Unsupported
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.runner import Bench, Found
 from trivium.eval.subject import Subject
-from trivium.eval.units import Unit, longest_first, units
+from trivium.eval.units import Unit, fairly, units
 
 RETRIES = 3  # of a task whose worker died
 
@@ -50,7 +50,7 @@ def spread(
         resources = {"num_cpus": 1, "num_gpus": 0 if subject.device == "cpu" else 1}
         task = ray.remote(max_retries=RETRIES, **resources)(run_unit)
         processes = int(ray.cluster_resources().get("CPU", 1))
-        waiting = [task.remote(plan, subject, unit, cache, processes) for unit in longest_first(units(plan, missing))]
+        waiting = [task.remote(plan, subject, unit, cache, processes) for unit in fairly(units(plan, missing))]
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
             yield from _result(ray, done)

@@ -51,9 +51,9 @@ def units(plan: Plan, missing: Iterable[Cell]) -> Iterator[Unit]:
                         yield Unit(task, length, index, number, arms, left)
 
 
-def longest_first(units: Iterable[Unit]) -> list[Unit]:
-    """An order that leaves nothing long over at the end, and samples of a second group to be read from the cache."""
-    return sorted(units, key=lambda unit: (-unit.length, unit.group))
+def fairly(units: Iterable[Unit]) -> list[Unit]:
+    """An order for many hands: a run cut short has equally many samples of everything, and none waits for a long one at the end."""
+    return sorted(units, key=lambda unit: (unit.index, -unit.length, unit.group))
 
 
 def groups_of(arms: Iterable[Arm]) -> list[tuple[Arm, ...]]:

@@ -18,7 +18,7 @@ from trivium._errors import OutOfMemory, TriviumError
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.runner import Bench, Found
 from trivium.eval.subject import Subject
-from trivium.eval.units import Unit, longest_first, units
+from trivium.eval.units import Unit, fairly, units
 
 Records = list[tuple[Cell, Found]]
 
@@ -32,7 +32,7 @@ class _Worker:
 
 def work(plan: Plan, subject: Subject, missing: list[Cell], count: int, cache: Path) -> Iterator[tuple[Cell, Found]]:
     """Yield what each missing cell gave, in the order in which they end."""
-    left = deque(longest_first(units(plan, missing)))
+    left = deque(fairly(units(plan, missing)))
     workers = [_start(plan, subject, cache, number, min(count, len(left))) for number in range(min(count, len(left)))]
     try:
         for worker in workers:
