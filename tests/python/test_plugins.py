@@ -78,7 +78,7 @@ def test_new_plugins_are_whole(tmp_path: Path) -> None:
         assert {"go.mod", "go.sum", "LICENSE", "README.md", "main.go", "strategy.go", "conformance_test.go", "plugin.json"} <= files
         assert "plugin-name" not in (folder / "strategy.go").read_text() + (folder / "main.go").read_text()
         author = [line for line in (folder / "strategy.go").read_text().splitlines() if line.strip() and not line.strip().startswith("//")]
-        assert len(author) <= (110 if kind == "merge" else 60)
+        assert len(author) <= 60
 
 
 @pytest.mark.parametrize("name,kind,select_only,says", [

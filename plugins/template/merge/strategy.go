@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
-	"unsafe"
 
 	"github.com/trivium-ml/trivium/core"
-	"github.com/trivium-ml/trivium/core/tensor"
+	"github.com/trivium-ml/trivium/plugins/sdk"
 )
 
 // Strategy averages checkpoints with weights that fall from the newest on.
@@ -38,12 +37,9 @@ func (Strategy) Weights(_ context.Context, req *core.WeightsRequest) ([]float64,
 	return weights, nil
 }
 
-// tile is how many elements are in memory at a time.
-const tile = 1 << 16
-
 // Merge implements core.MergeStrategy.
 func (s Strategy) Merge(ctx context.Context, req *core.MergeRequest) (*core.MergeResponse, error) {
-	weights := req.Weights
+	weights := req.Weights // a row for each candidate
 	if weights == nil {
 		own, err := s.Weights(ctx, &core.WeightsRequest{Sources: req.Sources, Steps: req.Steps, Params: req.Params})
 		if err != nil {
@@ -51,57 +47,14 @@ func (s Strategy) Merge(ctx context.Context, req *core.MergeRequest) (*core.Merg
 		}
 		weights = [][]float64{own}
 	}
-	response := &core.MergeResponse{Backend: "go"}
-	for _, t := range req.Tensors {
-		for out, operand := range t.Outputs {
-			if err := mergeInto(ctx, operand, t.Inputs, weights[min(out, len(weights)-1)]); err != nil {
-				return nil, err
+	return sdk.MergeTiles(ctx, req, func(candidate int, inputs [][]float32, out []float32) {
+		w := weights[min(candidate, len(weights)-1)]
+		for j := range out {
+			sum := 0.0
+			for i, x := range inputs {
+				sum += w[i] * float64(x[j])
 			}
+			out[j] = float32(sum)
 		}
-		response.Tensors = append(response.Tensors, core.TensorReport{Name: t.Name, Policy: "merged"})
-	}
-	return response, nil
-}
-
-func mergeInto(ctx context.Context, out core.MergeOperand, inputs []core.MergeOperand, weights []float64) error {
-	sum := make([]float64, tile)
-	for from := int64(0); from < out.Extent.Size; from += 4 * tile {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		size := min(4*tile, out.Extent.Size-from)
-		clear(sum)
-		for i, in := range inputs {
-			if err := mapped(in, from, size, func(x []float32) {
-				for j := range x {
-					sum[j] += weights[i] * float64(x[j])
-				}
-			}); err != nil {
-				return err
-			}
-		}
-		if err := mapped(out, from, size, func(x []float32) {
-			for j := range x {
-				x[j] = float32(sum[j])
-			}
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mapped lends a part of a file as numbers.
-func mapped(o core.MergeOperand, from, size int64, use func([]float32)) error {
-	if o.Dtype != tensor.Float32 {
-		return core.Errorf(core.ErrUnsupported, "%s has dtype %v: want float32", o.Name(), o.Dtype)
-	}
-	m, err := o.Extent.Map(from, size)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	b := m.Bytes()
-	use(unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/4))
-	return nil
+	})
 }
