@@ -40,7 +40,7 @@ BUGS = [
     ("row pointers of a mask may lie outside of its columns", "core/mask.go",
      "if low < 0 || high < low || high > int64(len(m.Columns)) {", "if high < low {", "plugins/wire", "TestHostileAttention"),
     ("a mask may be larger than its memory", "plugins/wire/mask.go",
-     "|| MaskSize(rows, columns) > int64(len(memory)) {", "{", "plugins/wire", "TestHostileAttention"),
+     "|| MaskSize(rows, columns) > int64(len(memory)) {", "{", "plugins/wire", "FuzzBlockMask"),
     ("the network is open", "plugins/confine/filter_linux.go",
      "if !p.Network {", "if false {", "tests/process", "TestEscapes"),
     ("new processes are allowed", "plugins/confine/filter_linux.go",
@@ -54,7 +54,8 @@ BUGS = [
     ("a plugin that only crashes is always started again", "plugins/host/process_breaker.go",
      "if len(b.crashes) < breakerCrashes {", "if true {", "plugins/host", "TestBreaker"),
     ("the plugin names any socket", "plugins/host/process_runner.go",
-     'if network != "unix" || filepath.Dir(filepath.Clean(address)) != filepath.Clean(c.sockets) {', 'if network != "unix" {',
+     'if network != "unix" || filepath.Dir(filepath.Clean(address)) != filepath.Clean(c.sockets) {',
+     'if network != "unix" || filepath.Clean(address) == "" {',
      "plugins/host", "FuzzHandshake"),
     ("tensors of a file may overlap", "core/checkpoint/header.go",
      "case e.begin < next:", "case false:", "core/checkpoint", "FuzzHeader"),
@@ -71,7 +72,7 @@ def planted(file: str, text: str, instead: str, package: str, test: str) -> str:
         changed.write_text(source.replace(text, instead))
         overlay.write_text(json.dumps({"Replace": {str(ROOT / file): str(changed)}}))
         pattern = "/".join(f"^{part}$" for part in test.split("/"))
-        command = ["go", "test", "-count=1", "-timeout=60s", f"-overlay={overlay}", f"-run={pattern}", f"./{package}"]
+        command = ["go", "test", "-count=1", "-timeout=40s", "-vet=off", f"-overlay={overlay}", f"-run={pattern}", f"./{package}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "GOFLAGS": "-trimpath -buildvcs=false"})
     said = done.stdout + done.stderr
     if "[build failed]" in said or "[setup failed]" in said:

@@ -39,6 +39,9 @@ type started struct {
 // Start implements core.Starter, for a plugin that runs already, a lane that is
 // free, and tensors that are in shared memory or small.
 func (a *attender) Start(ctx context.Context, req *core.AttentionRequest) (core.StartedAttention, error) {
+	if err := a.service.reload(); err != nil {
+		return nil, a.service.blame(err)
+	}
 	session := a.service.running()
 	if session == nil || a.service.host.copies(req) > maxQuickCopy || !session.Lane.Acquire() {
 		return nil, nil
@@ -49,6 +52,10 @@ func (a *attender) Start(ctx context.Context, req *core.AttentionRequest) (core.
 		return nil, err
 	}
 	c.session, c.lane = session, true
+	if a.service.verified.Load() != session { // it was exchanged a moment ago
+		c.finish()
+		return nil, nil
+	}
 	s := &started{attender: a}
 	s.ctx, s.cancel = a.bounded(ctx)
 	if s.exchange, err = a.exchange(s.ctx, c, req); err == nil {

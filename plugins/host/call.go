@@ -26,6 +26,7 @@ var callOptions = []grpc.CallOption{
 // call is one call of a plugin and the memory that it may touch.
 type call struct {
 	service *service
+	process *Process
 	session *Session
 	id      uint64
 
@@ -46,11 +47,14 @@ type call struct {
 func (s *strategy) call(ctx context.Context, do func(context.Context, *call) error) error {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
+	if err := s.service.reload(); err != nil {
+		return s.service.blame(err)
+	}
 	c, err := s.service.begin()
 	if err != nil {
 		return err
 	}
-	if c.session, err = s.service.session(ctx); err == nil {
+	if c.session, err = s.service.session(ctx, c.process); err == nil {
 		err = do(ctx, c)
 	}
 	return s.end(c, err)
@@ -69,7 +73,7 @@ func (s *service) begin() (*call, error) {
 	if err := s.host.begin(); err != nil {
 		return nil, err
 	}
-	return &call{service: s, id: s.host.calls.Add(1)}, nil
+	return &call{service: s, process: s.hold(), id: s.host.calls.Add(1)}, nil
 }
 
 // end gives the memory of a call back and blames its error.
@@ -165,6 +169,7 @@ func (c *call) release() {
 		f.Close()
 	}
 	c.segments, c.files = nil, nil
+	c.service.letGo(c.process)
 	c.service.host.inFlight.Done()
 }
 

@@ -27,7 +27,8 @@ func (h *Host) Check(ctx context.Context) []Checked {
 		list = append(list, Checked{PluginStatus: r, Error: r.Reason})
 	}
 	for _, s := range h.services {
-		session, err := s.session(ctx)
+		p := s.hold()
+		session, err := s.session(ctx, p)
 		c := Checked{PluginStatus: s.status()}
 		if err == nil && s.kind == core.Attention {
 			c.Devices = s.devices(ctx, session)
@@ -36,6 +37,7 @@ func (h *Host) Check(ctx context.Context) []Checked {
 			typed := core.AsError(err)
 			c.Error, c.Hint = typed.Message, typed.Hint
 		}
+		s.letGo(p)
 		list = append(list, c)
 	}
 	return list

@@ -137,6 +137,9 @@ func (h *Host) manifests() ([]*Manifest, error) {
 				h.refuse(path, err)
 				continue
 			}
+			if h.follows(m, lock) {
+				m.follow = path
+			}
 			same := func(o *Manifest) bool { return !o.trusted && o.Name == m.Name && o.sha256 == m.sha256 }
 			if !slices.ContainsFunc(manifests, same) { // as when a plugin of the lock is also in a wheel
 				manifests = append(manifests, m)
@@ -237,7 +240,9 @@ func (h *Host) close() error {
 	h.mu.Unlock()
 	var group sync.WaitGroup
 	for _, s := range h.services {
-		group.Go(func() { s.process.Close() })
+		for _, p := range s.processes() {
+			group.Go(func() { p.Close() })
+		}
 	}
 	group.Wait()
 	h.inFlight.Wait()

@@ -41,12 +41,16 @@ type Manifest struct {
 	Transport string `json:"transport,omitempty"`
 	// Rights are what it asks for beyond computing.
 	Rights Rights `json:"rights,omitzero"`
+	// Reload: the plugin is being written. A host that was given its folder reads
+	// the manifest again when it changes.
+	Reload bool `json:"reload,omitempty"`
 	// Launcher starts confined plugins; only the built-in plugin brings one.
 	Launcher *Binary `json:"launcher,omitempty"`
 
 	path    string // of the binary
 	dir     string
 	sha256  string // of the manifest itself
+	follow  string // path of the manifest, if it is read again; else ""
 	trusted bool   // part of this installation: not confined
 }
 

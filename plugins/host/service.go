@@ -32,7 +32,13 @@ type service struct {
 	rights  Rights
 	kind    core.StrategyKind
 	infos   []core.Info
-	process *Process
+	source  *reloading // nil: the binary stays the same
+
+	mu       sync.Mutex
+	process  *Process         // the next call's
+	manifest string           // hash of the manifest that it is of
+	users    map[*Process]int // calls on each
+	retired  []*Process       // of earlier binaries, which end their last calls
 
 	verifying sync.Mutex
 	verified  atomic.Pointer[Session]
@@ -40,7 +46,10 @@ type service struct {
 }
 
 func newService(h *Host, m *Manifest, kind core.StrategyKind) *service {
-	s := &service{host: h, plugin: m.Name, kind: kind, trusted: m.trusted, rights: m.Rights}
+	s := &service{host: h, plugin: m.Name, kind: kind, trusted: m.trusted, rights: m.Rights, manifest: m.sha256, users: map[*Process]int{}}
+	if m.follow != "" {
+		s.source = &reloading{path: m.follow}
+	}
 	for _, info := range m.Strategies {
 		if info.Kind == kind {
 			s.infos = append(s.infos, info)
@@ -97,12 +106,12 @@ func (s *service) grace() time.Duration {
 
 func (s *service) confined() bool { return !s.trusted && !s.host.options.Unconfined }
 
-// session is the running process, which serves what its manifest says.
-func (s *service) session(ctx context.Context) (*Session, error) {
+// session is the running process p, which serves what its manifest says.
+func (s *service) session(ctx context.Context, p *Process) (*Session, error) {
 	if refusal := s.refusal.Load(); refusal != nil {
 		return nil, refusal
 	}
-	session, err := s.process.Conn(ctx)
+	session, err := p.Conn(ctx)
 	if refusal := s.refusal.Load(); refusal != nil {
 		return nil, refusal
 	}
@@ -112,12 +121,12 @@ func (s *service) session(ctx context.Context) (*Session, error) {
 	if session == s.verified.Load() {
 		return session, nil
 	}
-	return session, s.verify(session)
+	return session, s.verify(session, p)
 }
 
 // verify compares what the process describes with its manifest. A mismatch is
 // final: the same binary would describe the same again.
-func (s *service) verify(session *Session) error {
+func (s *service) verify(session *Session, p *Process) error {
 	s.verifying.Lock()
 	defer s.verifying.Unlock()
 	if session == s.verified.Load() {
@@ -134,17 +143,26 @@ func (s *service) verify(session *Session) error {
 	if difference := s.difference(reply.GetStrategies()); difference != "" {
 		refusal := core.Errorf(core.ErrPluginRefused, "plugin %s: %s", s.plugin, difference).
 			WithHint("write its manifest anew, with what the binary prints for --describe")
-		s.refusal.Store(refusal)
-		go s.process.Close()
+		s.keep(p, func() { s.refusal.Store(refusal) })
+		go p.Close()
 		return refusal
 	}
-	s.verified.Store(session)
+	s.keep(p, func() { s.verified.Store(session) })
 	return nil
+}
+
+// keep notes what was found about a process, unless it was exchanged meanwhile.
+func (s *service) keep(p *Process, note func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p == s.process {
+		note()
+	}
 }
 
 // status is the process as Plugins lists it.
 func (s *service) status() PluginStatus {
-	p := s.process.Stats()
+	p := s.current().Stats()
 	status := PluginStatus{Name: p.Name, Kind: s.kind, PID: p.PID, State: p.State, Restarts: p.Restarts, Confined: s.confined()}
 	if status.Confined {
 		status.Rights = s.rights.String()

@@ -19,6 +19,7 @@ func FuzzBlockMask(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(m.Columns)), true, numbers)
+	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(numbers)-1), true, numbers) // columns of 4 bytes
 	outside := bytes.Clone(numbers)
 	binary.LittleEndian.PutUint32(outside[len(outside)-4:], 1<<30)
 	f.Add(int32(16), int32(2), int64(0), int64(3), int64(3), int64(len(m.Columns)), true, outside)

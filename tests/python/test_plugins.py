@@ -329,6 +329,21 @@ def test_conformance_of_the_plugin_in_python() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_an_engine_uses_what_was_saved_last(tmp_path: Path) -> None:
+    project = plugin.new("near-tokens", "attention", folder=tmp_path / "x")
+    assert command("dev", str(project), "--once").returncode == 0
+    with trivium.Engine(plugins=[project / ".trivium" / "dev"], lock=None) as engine:
+        before = attend(engine, "near-tokens", recent=8)
+        source = (project / "strategy.go").read_text()
+        assert "recent" in source
+        (project / "strategy.go").write_text(source.replace('recent, sink := req.Params.Int("recent")', 'recent, sink := 2*req.Params.Int("recent")'))
+        assert (project / "strategy.go").read_text() != source
+        assert command("dev", str(project), "--once").returncode == 0
+        after = attend(engine, "near-tokens", recent=8)
+        np.testing.assert_array_equal(after, attend(engine, "near-tokens", recent=8))
+    assert not np.array_equal(before, after)
+
+
 def test_dev_and_bench_and_trace(tmp_path: Path) -> None:
     plugin.new("near-tokens", "attention", folder=tmp_path / "x")
     done = command("dev", str(tmp_path / "x"), "--once")

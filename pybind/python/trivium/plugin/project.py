@@ -106,10 +106,10 @@ class Project:
         binary = folder / f"{self.name}.new"
         self.build(binary)
         binary.replace(folder / self.name)
-        self._write_manifest(folder, {here(): self.name}, self.describe(folder / self.name))
+        self._write_manifest(folder, {here(): self.name}, self.describe(folder / self.name), reload=True)
         return read(folder)
 
-    def _write_manifest(self, folder: Path, files: dict[str, str], strategies: list[dict[str, Any]]) -> None:
+    def _write_manifest(self, folder: Path, files: dict[str, str], strategies: list[dict[str, Any]], reload: bool = False) -> None:
         manifest: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
@@ -121,7 +121,11 @@ class Project:
         for key in ("interpreter", "transport"):
             if value := getattr(self, key):
                 manifest[key] = value
-        (folder / NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+        if reload:  # engines that have the folder read it again when it changes, so that it changes at once
+            manifest["reload"] = True
+        written = folder / f"{NAME}.new"
+        written.write_text(json.dumps(manifest, indent=2) + "\n")
+        written.replace(folder / NAME)
 
 
 PACKED_TEST = """package conformance
