@@ -15,9 +15,10 @@ type Checked struct {
 	Devices []core.Device `json:"devices,omitempty"` // accelerators of attention strategies
 }
 
-// Confinable says what of this kernel can confine plugins.
+// Confinable says what of this kernel can confine plugins, and what bounds their
+// memory.
 func Confinable() map[string]any {
-	return map[string]any{"landlock": confine.LandlockABI(), "seccomp": confine.HasSeccomp()}
+	return map[string]any{"landlock": confine.LandlockABI(), "seccomp": confine.HasSeccomp(), "memory": "rlimit"}
 }
 
 // Check starts every process and asks it what it serves.

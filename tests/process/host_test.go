@@ -2,19 +2,17 @@ package process
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/trivium-ml/trivium/core"
-	"github.com/trivium-ml/trivium/plugins"
 	"github.com/trivium-ml/trivium/plugins/host"
 	"github.com/trivium-ml/trivium/plugins/sdk"
+	"github.com/trivium-ml/trivium/plugins/sdk/sdktest"
 )
 
 // thirdParty is what this test binary serves when it is a third party's plugin.
@@ -32,28 +30,7 @@ func describe(kind core.StrategyKind, name string, parameters ...core.Parameter)
 // install makes this test binary a plugin in a new folder.
 func install(t testing.TB, rights host.Rights, served sdk.Config) string {
 	t.Helper()
-	dir := t.TempDir()
-	binary, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(binary, filepath.Join(dir, "plugin")); err != nil {
-		t.Fatal(err)
-	}
-	sum, err := host.Checksum(binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(host.Manifest{
-		Name: "third", File: "plugin", SHA256: sum, Protocol: plugins.ProtocolVersion, Strategies: served.Describe(), Rights: rights,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "manifest.json"), text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return sdktest.Install(t, "third", served, rights)
 }
 
 // open opens a host of third parties' plugins, confined by this test binary.

@@ -41,7 +41,7 @@ func Run(t *testing.T, c sdk.Config, options ...Options) {
 	if len(options) > 0 {
 		o = options[0]
 	}
-	RunPlugin(t, build(t, c, o), o)
+	RunPlugin(t, Install(t, "tested", c, o.Rights), o)
 }
 
 // RunPlugin tries every strategy of the plugin with a manifest in a folder.
@@ -75,8 +75,9 @@ func RunPlugin(t *testing.T, dir string, options ...Options) {
 	}
 }
 
-// build makes the test binary a plugin in a new folder.
-func build(t *testing.T, c sdk.Config, o Options) string {
+// Install makes the test binary, which serves c when a host starts it, a plugin
+// in a new folder.
+func Install(t testing.TB, name string, c sdk.Config, rights host.Rights) string {
 	t.Helper()
 	dir := t.TempDir()
 	binary, err := os.Executable()
@@ -91,7 +92,7 @@ func build(t *testing.T, c sdk.Config, o Options) string {
 		t.Fatal(err)
 	}
 	text, err := json.Marshal(host.Manifest{
-		Name: "tested", File: "plugin", SHA256: sum, Protocol: plugins.ProtocolVersion, Strategies: c.Describe(), Rights: o.Rights,
+		Name: name, File: "plugin", SHA256: sum, Protocol: plugins.ProtocolVersion, Strategies: c.Describe(), Rights: rights,
 	})
 	if err != nil {
 		t.Fatal(err)

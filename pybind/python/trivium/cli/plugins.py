@@ -259,7 +259,7 @@ def doctor(lock: LockOption = None, output: OutputOption = Output.text) -> None:
         raise typer.Exit(1 if problems else 0)
     confinement = checked["confinement"]
     out.print(f"Landlock {confinement['landlock'] or 'missing'} (1 for files, 4 for TCP, 6 for signals and abstract sockets), "
-              f"seccomp {'yes' if confinement['seccomp'] else 'missing'}", highlight=False)  # fmt: skip
+              f"seccomp {'yes' if confinement['seccomp'] else 'missing'}, memory by {confinement['memory']}", highlight=False)  # fmt: skip
     for process in checked["plugins"]:
         state = process.get("error") or process["state"]
         confined = f", confined, rights {process['rights']}" if process.get("confined") else ""
