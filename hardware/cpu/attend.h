@@ -58,10 +58,12 @@ static void weigh_row(attention *a, int r, key_tile next) {
     vf top = row_maximum(score, limit);
     if (vf_any_above(top, vf_set1(a->top[r]))) {
         float highest = vf_highest(top);
-        vf shrink = vf_set1(exp2_scalar((a->top[r] - highest) * t->unit));
+        if (a->top[r] > -INFINITY) { // else all that there is is zero
+            vf shrink = vf_set1(exp2_scalar((a->top[r] - highest) * t->unit));
+            vf_store(sums, vf_mul(vf_load(sums), shrink));
+            for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), shrink));
+        }
         a->top[r] = highest;
-        vf_store(sums, vf_mul(vf_load(sums), shrink));
-        for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), shrink));
     }
     vf sum = weights(t->weight + (r - t->from) * TILE, score, limit, a->top[r], t->unit);
     vf_store(sums, vf_add(vf_load(sums), sum));
@@ -143,7 +145,7 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
         float shrink = exp2_scalar(top - highest);
         float total = sum * shrink + exp2_scalar(sink - highest);
         scale = shrink / total;
-        lse = (float)((highest + log2((double)total)) * LOG_2);
+        lse = (float)(((double)highest + log2f(total)) * LOG_2);
         if (top != top) scale = lse = top;
     }
     for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), vf_set1(scale)));
@@ -169,11 +171,15 @@ static void attend_but(const trivium_attend *c, int32_t count, const trivium_res
     a.chunk = a.sum + TILE * LANES;
     for (int64_t r = 0; r < c->rows; r++)
         for (int i = 0; i < count; i++) add_row(&a.tile, c[i].head, c->row + r);
-    for (int r = 0; r < a.tile.rows; r++) a.top[r] = -INFINITY;
-    memset(a.out, 0, sizeof(float) * a.tile.rows * a.out_stride);
-    memset(a.sum, 0, sizeof(float) * a.tile.rows * LANES);
     key_tiles tiles = first_tiles(c, &a.tile);
-    for (key_tile k = next_tile(&tiles), next; k.keys && !cancelled(p); k = next) {
+    key_tile k = next_tile(&tiles), next;
+    for (int r = 0; r < a.tile.rows; r++) {
+        if (k.keys && c->head->keys->packed) prefetch_tile(p, c->head->keys, k.k0, k.keys, r, a.tile.rows);
+        a.top[r] = -INFINITY;
+        memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
+        vf_store(a.sum + r * LANES, vf_set1(0));
+    }
+    for (; k.keys && !cancelled(p); k = next) {
         next = next_tile(&tiles);
         attend_tile(&a, k, next);
     }

@@ -42,6 +42,12 @@ static void store_query(uint16_t *to, const float *x, int n, float scale) {
     for (int i = 0; i < n; i += LANES) vf_store_bf16(to + i, vf_mul(vf_load(x + i), vf_set1(scale)));
 }
 
+static int copy_query(uint16_t *to, const trivium_matrix *m, int64_t row, int n) {
+    memset(to + m->cols, 0, sizeof(uint16_t) * (n - m->cols));
+    memcpy(to, (const uint16_t *)m->data + row * m->stride, sizeof(uint16_t) * m->cols);
+    return 1;
+}
+
 static void load_key(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t row) {
     if (!k->rotation[variant].table) {
         memcpy(to, (const uint16_t *)k->key.data + row * k->key.stride, sizeof(uint16_t) * p->key_dim);

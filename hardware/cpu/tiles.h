@@ -85,8 +85,10 @@ static const query_t *query_variant(tile_rows *t, int variant) {
     float scale = query_scale(p);
     _Alignas(64) float x[256] = {0};
     for (int r = 0; r < t->rows; r++) {
-        load_floats(x, &t->from_head[r]->query, t->row[r]);
-        rotate_floats(x, p, &t->from_head[r]->rotation[variant], t->row[r]);
+        const trivium_head *h = t->from_head[r];
+        if (scale == 1 && !h->rotation[variant].table && copy_query(query + r * t->query_stride, &h->query, t->row[r], t->query_stride)) continue;
+        load_floats(x, &h->query, t->row[r]);
+        rotate_floats(x, p, &h->rotation[variant], t->row[r]);
         store_query(query + r * t->query_stride, x, t->query_stride, scale);
     }
     return query;
