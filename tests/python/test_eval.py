@@ -120,6 +120,40 @@ def test_plans_that_make_no_sense(text_: str, message: str, tmp_path: Path) -> N
         evaluation.Plan.from_file(path)
 
 
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("samples", "many", "samples 'many': want a whole number"), ("samples", 0, "samples 0: want 1 or more"),
+    ("lengths", 4096, "lengths 4096: want a list"), ("lengths", [64, True], r"lengths\[1\] True: want a whole number"),
+    ("tasks", ["needle", "nothing"], r"tasks\[1\] 'nothing': want one of agreement, "), ("arms", "dense", "arms 'dense': want a list"),
+    ("dtype", "int8", "dtype 'int8': want one of auto, float32"), ("device", 0, "device 0: want text"), ("chat", "yes", "want true or false or nothing"),
+    ("threads", 0, "threads 0: want 1 or more"), ("new_tokens", -1, "new_tokens -1: want 0 or more"),
+    ("lenghts", [64], "unknown keys .*lenghts.*: want the keys arms, tasks, lengths"),
+])  # fmt: skip
+def test_the_schema_names_the_key_and_what_is_allowed(key: str, value: Any, says: str) -> None:
+    from trivium.eval.plan import from_mapping
+
+    with pytest.raises(trivium.InvalidArgument, match=says):
+        from_mapping({"arms": ["dense"], "tasks": ["needle"], "lengths": [64], key: value})
+
+
+def test_the_schema_has_every_key() -> None:
+    from dataclasses import fields
+
+    known = set(evaluation.schema()["properties"])
+    assert known == {f.name for f in (*fields(evaluation.Plan), *fields(evaluation.Subject))}
+
+
+def test_published_plans_fit_the_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the check against a second reader of schemas needs jsonschema")
+    import yaml
+
+    validator = jsonschema.Draft202012Validator(evaluation.schema())
+    plans = sorted((Path(__file__).parents[1] / "bench" / "eval").glob("*.yaml"))
+    assert plans
+    for path in plans:
+        validator.validate(yaml.safe_load(path.read_text()))
+    assert not validator.is_valid({"arms": [{"attention": "dense", "postion": "string"}], "tasks": ["needle"], "lengths": [64]})
+
+
 def test_arms_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(

@@ -45,6 +45,7 @@ def eval_command(
     ray: Annotated[bool, typer.Option("--ray", help="spread arms and lengths over a Ray cluster")] = False,
     ray_workers: Annotated[Optional[int], typer.Option(help="tasks at a time on a cluster that is started here")] = None,
     ray_address: Annotated[Optional[str], typer.Option(help="of a running cluster")] = None,
+    show_schema: Annotated[bool, typer.Option("--schema", help="print what a plan may hold, as JSON Schema, and run nothing")] = False,
     output: OutputOption = Output.text,
 ) -> None:
     """Compare arms (attention x position) on tasks, with paired intervals.
@@ -52,8 +53,12 @@ def eval_command(
     A run that was interrupted goes on when the same command is given again.
     """
     from trivium.eval.launch import evaluate
+    from trivium.eval.schema import schema
     from trivium.eval.spread import Cluster
 
+    if show_schema:
+        print_json(schema())
+        return
     given = {
         "arms": arm, "tasks": task, "lengths": length, "samples": samples, "seed": seed, "probe_rows": probe_rows, "model": model,
         "text": text, "device": device, "dtype": dtype, "threads": threads, "new_tokens": new_tokens, "chat": chat,

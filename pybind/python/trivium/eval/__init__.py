@@ -12,6 +12,7 @@ from trivium.eval.bootstrap import Interval, interval, paired
 from trivium.eval.launch import evaluate
 from trivium.eval.plan import Plan, read
 from trivium.eval.runner import run
+from trivium.eval.schema import schema
 from trivium.eval.scoring import Measured, measure, score
 from trivium.eval.spread import Cluster
 from trivium.eval.subject import Subject
@@ -20,5 +21,5 @@ from trivium.eval.tasks import GROUPS, TASKS, Corpus, Sample, make_sample
 
 __all__ = [
     "GROUPS", "TASKS", "TORCH", "Arm", "Cluster", "Corpus", "Interval", "Measured", "Plan", "Row", "Sample", "Subject",
-    "attending", "evaluate", "interval", "make_sample", "measure", "paired", "read", "run", "score", "summarise",
+    "attending", "evaluate", "interval", "make_sample", "measure", "paired", "read", "run", "schema", "score", "summarise",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from trivium._errors import InvalidArgument
 from trivium.eval.arms import Arm, parse_all
+from trivium.eval.schema import check
 from trivium.eval.subject import Subject
 from trivium.eval.tasks import GROUPS, TASKS, expand
 
@@ -108,26 +109,8 @@ def load_yaml(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def from_mapping(data: Mapping[str, Any], where: str = "plan") -> tuple[Plan, Subject]:
     """A plan and its subject from plain values."""
-    unknown = sorted(str(key) for key in set(data) - {*KEYS, *Subject.keys()})
-    if unknown:
-        raise InvalidArgument(f"{where}: unknown keys {unknown}: want the keys {', '.join((*KEYS, *Subject.keys()))}")
-    plan = {key: data[key] for key in ("samples", "seed", "probe_rows", "new_tokens") if key in data}
-    if data.get("chat") not in (None, True, False):
-        raise InvalidArgument(f"{where}: chat {data['chat']!r}: want true, false or nothing")
-    _check_integers(where, {**plan, **{f"lengths[{i}]": n for i, n in enumerate(_list(data, "lengths", where))}})
-    arms, tasks, lengths = (_list(data, key, where) for key in ("arms", "tasks", "lengths"))
+    check(data, where)
+    plan = {key: data[key] for key in ("samples", "seed", "probe_rows", "new_tokens", "chat") if key in data}
+    arms, tasks, lengths = (data.get(key, []) for key in ("arms", "tasks", "lengths"))
     subject = {key: data[key] for key in Subject.keys() if key in data}
-    return Plan(parse_all(arms), expand(map(str, tasks)), tuple(lengths), **plan, chat=data.get("chat")), Subject(**subject)
-
-
-def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    value = data.get(key, [])
-    if not isinstance(value, (list, tuple)):
-        raise InvalidArgument(f"{where}: {key} {value!r}: want a list")
-    return list(value)
-
-
-def _check_integers(where: str, values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidArgument(f"{where}: {key} {value!r}: want a whole number")
+    return Plan(parse_all(arms), expand(map(str, tasks)), tuple(lengths), **plan), Subject(**subject)
