@@ -270,6 +270,97 @@ def test_generation_is_greedy_and_stops_when_everything_was_found(model: Any) ->
         assert (soon.answer, soon.scores) == ("".join(made[: made.index(made[2]) + 1]), {"score": 1.0})
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_answers_decoded_together_are_those_decoded_alone(family: str) -> None:
+    """Prefills that differ, of which some end early: each row goes its own way."""
+    from trivium.eval.decoding import decode
+    from trivium.eval.scoring import start
+
+    model = build(family)
+    arms = [evaluation.Arm("dense", "dense"), *(
+        evaluation.Arm(f"streaming {recent}", {"strategy": "streaming", "sink": 16, "recent": recent, "block_size": 16}) for recent in (16, 32)
+    )]  # fmt: skip
+    asked = evaluation.Sample(ids(), kind="generate", new_tokens=7, answers=("\0",))
+
+    def begin() -> list[Any]:
+        begun = []
+        for arm in arms:
+            with evaluation.attending(model, arm):
+                begun.append(start(model, asked))
+        return begun
+
+    with evaluation.attending(model, arms[0]):
+        alone = [decode(model, TOKENIZER, asked, [each], 7)[0] for each in begin()]
+        assert len(set(alone)) > 1 and all(len(text) == 7 for text in alone)
+        assert decode(model, TOKENIZER, asked, begin(), 7) == alone
+        assert decode(model, TOKENIZER, asked, begin(), 3) == [text[:3] for text in alone]
+        soon = evaluation.Sample(ids(), kind="generate", new_tokens=7, answers=(alone[0][1],))
+        found = decode(model, TOKENIZER, soon, begin(), 7)
+        assert found == [text[: text.index(alone[0][1]) + 1] if alone[0][1] in text else text for text in alone]
+
+
+def test_no_room_means_smaller_batches_and_the_same_answers(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trivium.eval import decoding
+
+    streaming = {"strategy": "streaming", "sink": 16, "recent": 64, "block_size": 16}
+    arms = (evaluation.Arm("dense", "dense"), evaluation.Arm("streaming", streaming), evaluation.Arm("again", {**streaming, "sink": 32}))
+    plan = evaluation.Plan(arms, ("ruler.niah_single_1",), (600,), samples=2, new_tokens=5)
+    answers = []
+    for room in (1, 1 << 30):
+        monkeypatch.setitem(decoding.BATCH_BYTES, "cpu", room)
+        evaluation.run(plan, model, SmallVocabulary(), evaluation.Corpus(SmallVocabulary(), BOOK), tmp_path / str(room))
+        lines = [json.loads(line) for line in (tmp_path / str(room) / "records.jsonl").read_text().splitlines()]
+        answers.append({tuple(line["cell"]): line["found"]["answer"] for line in lines})
+    assert answers[0] == answers[1] and len(answers[0]) == 6
+    assert all(len(text) <= 5 for text in answers[0].values())
+
+
+class SmallVocabulary(Characters):
+    """The printable characters, as tokens that the tiny models know."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [max(ord(c), 32) - 30 for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(token + 30) for token in ids)
+
+
+class Chatty(Characters):
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, turns: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize and add_generation_prompt
+        return "".join(f"<{turn['role']}>{turn['content']}</>" for turn in turns) + "<assistant>"
+
+
+@pytest.mark.parametrize("name", sorted(RULER))
+def test_questions_of_a_chat(name: str) -> None:
+    from trivium.eval.prompts import Prompts
+
+    task = f"ruler.{name}"
+    plain = Prompts(Chatty(), CORPUS, 0, chat=False).get(task, LENGTH, 0)
+    assert plain == sample(task)
+    prompts = Prompts(Chatty(), CORPUS, 0)
+    asked = prompts.get(task, LENGTH, 0)
+    assert prompts.chat and (asked.answers, asked.new_tokens) == (plain.answers, plain.new_tokens)
+    text = TOKENIZER.decode(asked.ids)
+    assert LENGTH - 600 < len(asked.ids) + asked.new_tokens <= LENGTH
+    assert text.startswith("<user>") and text.count("</><assistant>") == 1 and "\0" not in text
+    question, opening = text.split("</><assistant>")
+    assert prompt(task).endswith(opening) and opening.startswith(("Answer:", "The special magic"))
+    assert prompt(task)[-len(opening) - 40 : -len(opening)].strip().endswith(question[-20:])
+
+
+def test_text_is_no_chat() -> None:
+    from trivium.eval.prompts import Prompts
+
+    assert Prompts(Chatty(), CORPUS, 0).get("perplexity", LENGTH, 0) == sample("perplexity")
+    assert not Prompts(TOKENIZER, CORPUS, 0).chat
+    with pytest.raises(trivium.InvalidArgument, match="no chat template") as error:
+        Prompts(TOKENIZER, CORPUS, 0, chat=True)
+    assert "--no-chat" in str(error.value)
+
+
 def test_a_text_too_short_says_what_to_do() -> None:
     with pytest.raises(trivium.InvalidArgument, match="want a length that fits") as error:
         evaluation.make_sample("perplexity", TOKENIZER, CORPUS, 10**6, 0, 0)
