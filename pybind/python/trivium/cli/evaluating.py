@@ -73,6 +73,8 @@ def eval_command(
     for name in plan.tasks:
         out.print(_table(plan, name, [row for row in rows if row.task == name]), highlight=False)
     out.print(f"figures of {plan.baseline.name}, and differences from them; ▼ worse, ▲ better: the interval leaves zero out")
+    if (most := max(row.processes for row in rows)) > 1:
+        out.print(f"times are those of {most} processes that shared the machine")
     out.print(f"the report is {to / 'report.html'}", soft_wrap=True, highlight=False)
 
 

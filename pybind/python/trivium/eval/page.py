@@ -136,10 +136,12 @@ def _run(plan: Plan, subject: Subject, records: Records) -> str:
     facts: dict[str, Any] = {
         "model": subject.model, "text": subject.text, "device": subject.device, "dtype": subject.dtype, "seed": plan.seed,
         "samples": f"{plan.samples} for each task and length, {len(prompts)} prompts in all",
+        "processes": ", ".join(map(str, sorted({found["processes"] for found in records.values()}))) + " shared the machine while times were taken",
+        "chat template": "for RULER" if any(found["chat"] for found in records.values()) else "not used",
         "coverage": f"on {plan.probe_rows} random rows of each head" if plan.probe_rows else "not measured", **environment(),
     }  # fmt: skip
     lines = [_tr([_td(escape(str(k)), "name"), _td(escape(str(v)), "name")]) for k, v in facts.items()]
-    times = "Times are wall clock: of the whole prefill up to the first new token, and of attention in it; measuring coverage is not counted."
+    times = "Times are wall clock, medians: of the whole prefill up to the first new token, and of attention in it; measuring coverage is not counted."
     said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f'{_table(["what", "value"], lines)}<p class="note">{times}</p><details><summary>Notes of the strategies</summary>{said}</details>'
 
