@@ -40,6 +40,8 @@ type attendRequest struct {
 
 	Ready *fence `json:"ready"` // on a device
 	Done  *fence `json:"done"`
+
+	Keep int64 `json:"keep"` // of a call on a device: a number for "again"; 0: none
 }
 
 // attendResult is what they get back.
@@ -51,7 +53,18 @@ type attendResult struct {
 // attend is an operation that Submit can often start without a goroutine: a call
 // that is over in 100 us should not wait for other threads to be woken.
 func attend(ctx context.Context, request string) (started, work, error) {
-	e, strategy, req, err := parseAttend(request)
+	var in attendRequest
+	if err := unmarshal(request, &in); err != nil {
+		return nil, nil, err
+	}
+	if in.Keep != 0 && in.Ready != nil && in.Done != nil && in.Mask == nil {
+		kept.add(in.Keep, &in)
+	}
+	return startAttend(ctx, &in)
+}
+
+func startAttend(ctx context.Context, in *attendRequest) (started, work, error) {
+	e, strategy, req, err := in.call()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -107,7 +120,11 @@ type selectResult struct {
 }
 
 func selectBlocks(ctx context.Context, request string) (string, error) {
-	e, strategy, req, err := parseAttend(request)
+	var in attendRequest
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	e, strategy, req, err := in.call()
 	if err != nil {
 		return "", err
 	}
@@ -132,11 +149,7 @@ type attendCall struct {
 	report bool
 }
 
-func parseAttend(request string) (*engine, string, *attendCall, error) {
-	var in attendRequest
-	if err := unmarshal(request, &in); err != nil {
-		return nil, "", nil, err
-	}
+func (in *attendRequest) call() (*engine, string, *attendCall, error) {
 	e, err := engines.find(in.Engine)
 	if err != nil {
 		return nil, "", nil, err

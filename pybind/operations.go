@@ -3,6 +3,7 @@ package pybind
 // starters are the operations of short calls, which Submit starts itself.
 var starters = map[string]starter{
 	"attend": attend,
+	"again":  attendAgain,
 }
 
 // operations are the other names that Submit knows.

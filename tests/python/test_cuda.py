@@ -236,6 +236,26 @@ def test_no_report_without_asking_costs_no_wait() -> None:
     torch.cuda.synchronize()
 
 
+def test_calls_told_by_their_addresses() -> None:
+    """One kind of call again and again, with other tensors, of which one lies off 16 bytes, and other kinds in between."""
+    from trivium import _again
+
+    shape = (1, 4, 2, 300, 300, 128, torch.bfloat16)
+    for seed in range(6):
+        q, k, v = tensors(40 + seed, *shape)
+        off = torch.empty(q.numel() + 8, device=DEVICE, dtype=q.dtype)[4:-4].view(q.shape).copy_(q)
+        for query in (q, off):
+            try:
+                out, lse = trivium.attention(query, k, v, strategy="dense", window=100, layer=seed, return_lse=True)
+            except trivium.InvalidArgument:
+                assert query is off
+                continue
+            check(out, lse, reference(q, k, v, window=100), torch.bfloat16)
+        check(*trivium.attention(q, k, v, strategy="dense", softcap=5.0, return_lse=True), reference(q, k, v, softcap=5.0), torch.bfloat16)
+        assert error(trivium.attention(q, k[:, :, :280], v[:, :, :280], strategy="dense", causal=False), reference(q, k[:, :, :280], v[:, :, :280], causal=False)[0]) < 4e-3
+    assert len(_again._known) >= 3
+
+
 def test_a_call_that_is_not_waited_for_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its outputs are NaN, its stream goes on, and the next call tells of it."""
     from trivium import _attention

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import trivium
-from trivium import _bridge, _cuda, _sent
+from trivium import _again, _bridge, _cuda, _sent
 from trivium._tensor import Array
 
 UUID = "12345678-1234-1234-1234-123456789abc"
@@ -77,7 +78,7 @@ class Go:
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         if name == "Submit":
-            self.jobs[arguments[0]] = json.loads(arguments[2])
+            self.jobs[arguments[0]] = arguments[2]
             self.log.append(("sent", len(self.jobs)))
             return int(self.lane)
         if name == "Wait":
@@ -323,3 +324,45 @@ def test_memory_of_one_block_is_asked_for_once_a_call(lender: Any, monkeypatch: 
         asked.clear()
         lender.lend(inputs, [("output", array(other + 2048))])
     assert asked == [base, other]
+
+
+def test_a_call_told_by_its_addresses(lender: Any, go: Go) -> None:
+    base = lender.driver.make(0x10000)
+    lease = lender.lend_known([base, base + 64, base + 128], [(base + 1024, 128)])
+    lease.repeat("5 -1")
+    number, layer, ready, done, value = next(iter(go.jobs.values())).split()
+    assert (number, layer, value) == ("5", "-1", "1")
+    assert lender.driver.log[-2:] == [("write", 7, int(ready), 1), ("wait", 7, int(done), 1)]
+    assert go.log == [("sent", 1)]  # and not waited for
+    go.answers[1] = trivium.OutOfMemory("no room")
+    with pytest.raises(trivium.OutOfMemory, match="an earlier call"):
+        lender.lend_known([base], [(base + 1024, 128)]).repeat("6 -1")
+    assert ("fill", 98, base + 1024, 0xFF, 128) in lender.driver.log
+    assert lender.lend_known([lender.driver.make(1 << 40)], [(base, 128)]) is None  # it has to be copied
+
+
+def test_what_a_known_call_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls have one key only when a plugin cannot tell them apart but by addresses and the layer."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+
+    def key(q: Any, k: Any, v: Any, strategy: Any = "dense", position: Any = None, rows: Any = (0,), other: Any = (1,)) -> Any:
+        return _again.key((q, k, v), strategy, position, rows, other)
+
+    def make(*shape: int) -> Any:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+
+    q, k = make(1, 4, 8, 64), make(1, 2, 8, 64)
+    first = key(q, k, k)
+    assert first is not None and first == key(q.clone(), k.clone(), make(1, 2, 8, 64))
+    plan = trivium.position("string", train_length=8192).plan(head_dim=64, length=8, rope_theta=1e4)
+    different = [
+        key(make(1, 4, 9, 64), k, k), key(q, make(1, 2, 9, 64), k), key(q.half(), k, k), key(q.transpose(1, 2).contiguous().transpose(1, 2), k, k),
+        key(q, k, k, "flexprefill"), key(q, k, k, trivium.attention("dense")), key(q, k, k, trivium.attention("dense", a=1)),
+        key(q, k, k, position="string"), key(q, k, k, position=trivium.position("string", train_length=9)), key(q, k, k, position=plan),
+        key(q, k, k, rows=(3,)), key(q, k, k, rows=([0],)), key(q, k, k, other=(2,)),
+    ]  # fmt: skip
+    assert None not in different and len({first, *different}) == 1 + len(different)
+    assert key(q, k, k, "python.mine") is None  # it chooses anew
+    assert key(q, k, k, rows=(np.zeros(1),)) is None and key(q, k, k, other=([],)) is None and key(q, k, k, position=3) is None
+    assert key(q.to_sparse(), k, k) is None and key([1], k, k) is None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from trivium import _bridge, _sent, _tensor
+from trivium import _again, _bridge, _sent, _tensor
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
 from trivium._params import plain
@@ -177,6 +177,17 @@ def attention(
     if mask is not None and not isinstance(mask, BlockMask):
         mask = np.ascontiguousarray(mask)  # held until the call has ended
     engine = engine or default_engine()
+    known = None
+    if mask is None and sinks is None and inv_freq is None and device is None and timeout is None and not (return_report or return_mask):
+        known = _again.key(
+            (q, k, v), strategy, position, (q_offset, k_start, k_end, cu_seqlens),
+            (engine.handle, str(params) if params else "", block_size, layout, causal, window, scale, softcap, seed, threads, rope_theta,
+             return_lse, probe_rows),
+        )  # fmt: skip
+    if known is not None:
+        made = _again.attend(known, (q, k, v), -1 if layer is None else layer, _lse_shape(q.shape, layout) if return_lse else None)
+        if made is not None:
+            return made if return_lse else made[0]
     query = _tensor.describe(q, "query")
     inputs = [query, _tensor.describe(k, "key"), _tensor.describe(v, "value")]
     prototype, select_ms = _prototype(strategy, params), 0.0
@@ -202,7 +213,11 @@ def attention(
         request["report"] = True
     if return_mask:
         request["want_mask"] = True
+    if known is not None:
+        request["keep"] = _again.number()
     result = _run("attend", request, timeout, lease)
+    if "keep" in request and lease is not None:
+        _again.remember(known, request["keep"], lease.owner)
     if not return_lse and not return_report:
         return out
     answer = [out]
@@ -310,12 +325,16 @@ def _relabel(report: Report, prototype: Any, select_ms: float) -> Report:
 
 
 def _empty_lse(query: _tensor.Array, layout: Layout) -> Any:
-    shape = query.shape[:3] if layout == "bhnd" or len(query.shape) != 4 else [query.shape[i] for i in (0, 2, 1)]
+    shape = _lse_shape(query.shape, layout)
     if query.device == "cpu":
         return _tensor.empty(shape, "float32", like=query.kind)
     import torch
 
     return torch.empty(shape, dtype=torch.float32, device=query.owner.device)
+
+
+def _lse_shape(shape: Sequence[int], layout: Layout) -> Sequence[int]:
+    return shape[:3] if layout == "bhnd" or len(shape) != 4 else [shape[i] for i in (0, 2, 1)]
 
 
 def _lend(inputs: list[_tensor.Array], outputs: list[_tensor.Array]) -> Lease | None:

@@ -104,13 +104,16 @@ def run(
 
 
 class Job:
-    """An operation under way. Whoever starts one waits for it, or abandons it."""
+    """An operation under way. Whoever starts one waits for it, or abandons it.
+
+    ``text`` is the request in the operation's own form; by default it is JSON.
+    """
 
     __slots__ = ("number", "operation", "request", "text", "timeout")
 
-    def __init__(self, operation: str, request: dict[str, Any], timeout: float | None = None) -> None:
+    def __init__(self, operation: str, request: dict[str, Any], timeout: float | None = None, text: str = "") -> None:
         try:
-            self.text = _encode(request)
+            self.text = text or _encode(request)
         except (TypeError, ValueError) as error:
             raise InvalidArgument(f"{operation}: {error}", hint="parameters are numbers, strings, booleans or lists") from None
         if _lingering:

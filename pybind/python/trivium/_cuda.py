@@ -318,13 +318,34 @@ class Lease:
             one is sent and not waited for: the result is None. None: always wait.
         """
         with _sent.turn:
-            _sent.settle()
-            self.owner.check()
-            request.update(self.order())
+            request.update(self._next())
             job = _bridge.Job(operation, request, timeout)
             if self._start(job, likeness in self.owner.known):
-                self._follow(job)
                 return None
+        result = self._wait(job)
+        if likeness is not None:
+            if len(self.owner.known) >= MOST_KNOWN:
+                self.owner.known.clear()
+            self.owner.known.add(likeness)
+        return result
+
+    def repeat(self, text: str) -> None:
+        """Attend as in a call that succeeded: text is what differs, without fences. It is not waited for."""
+        with _sent.turn:
+            self._next()
+            fences = self.fences
+            job = _bridge.Job("again", {}, None, f"{text} {fences.ready} {fences.done} {fences.value}")
+            if self._start(job, True):
+                return
+        self._wait(job)
+
+    def _next(self) -> dict[str, Any]:
+        """Wait until the plugin has taken the call before this one, and order this one behind it."""
+        _sent.settle()
+        self.owner.check()
+        return self.order()
+
+    def _wait(self, job: _bridge.Job) -> Any:
         try:
             result = job.wait()
         except TriviumError:
@@ -333,10 +354,6 @@ class Lease:
             job.abandon()
             raise
         self.finish()  # after an error nothing is under way, and the fences are not used again
-        if likeness is not None:
-            if len(self.owner.known) >= MOST_KNOWN:
-                self.owner.known.clear()
-            self.owner.known.add(likeness)
         return result
 
     def _start(self, job: _bridge.Job, known: bool) -> bool:
@@ -346,20 +363,18 @@ class Lease:
                 return False
             job.request = {}  # the stream keeps its tensors from being used for anything else
             _sent.latest = _sent.Sent(job, self)  # before the stream waits, so that somebody sees to it
-            return True
         except TriviumError:
             raise
         except BaseException:
             job.abandon()
             raise
-
-    def _follow(self, job: _bridge.Job) -> None:
         try:
             self.finish()
         except PluginCrashed:
             _sent.latest = None
             job.abandon()
             raise
+        return True
 
     def order(self) -> dict[str, Any]:
         """What a request says of its order: what its work waits for, and what waits for it."""
@@ -426,7 +441,7 @@ class Lender:
         """Make tensors visible to plugins, by a copy on the device where there is no other way."""
         stream = self.torch.cuda.current_stream(self.ordinal).cuda_stream
         if self.torch.cuda.is_current_stream_capturing():
-            raise Unsupported("attention inside the capture of a CUDA graph", hint="call it outside, or capture around it")
+            raise Unsupported(CAPTURING, hint="call it outside, or capture around it")
         self.check()
         with _lock:
             self.shared.count()
@@ -434,6 +449,23 @@ class Lender:
             back, note = self._stage(homeless, stream) if homeless else ([], "")
             written = [(array.address, array.span()) for _, array in outputs]
             return Lease(self, stream, self._fences(stream), written, back, note)
+
+    def lend_known(self, inputs: list[int], written: list[tuple[int, int]]) -> Lease | None:
+        """Lend tensors by their addresses, and the bytes of those that are written; None when one has to be copied."""
+        stream = self.torch.cuda.current_stream(self.ordinal).cuda_stream
+        if self.torch.cuda.is_current_stream_capturing():
+            raise Unsupported(CAPTURING, hint="call it outside, or capture around it")
+        self.check()
+        with _lock:
+            self.shared.count()
+            found: list[Block] = []
+            for address in (*inputs, *(address for address, _ in written)):
+                if not self._lies_in(found, address):
+                    block = self.shared.find(self.device, self.ordinal, self.uuid, address)
+                    if block is None:
+                        return None
+                    found.append(block)
+            return Lease(self, stream, self._fences(stream), written, [], "")
 
     def check(self) -> None:
         """Raise what is to be told of calls that have returned."""
@@ -452,7 +484,7 @@ class Lender:
         homeless = []
         for arrays, inside in ((inputs, True), (outputs, False)):
             for name, array in arrays:
-                if any(block.base <= array.address < block.base + block.size for block in found):
+                if self._lies_in(found, array.address):
                     continue
                 block = self.shared.find(self.device, self.ordinal, self.uuid, array.address)
                 if block is None:
@@ -460,6 +492,9 @@ class Lender:
                 else:
                     found.append(block)
         return homeless
+
+    def _lies_in(self, blocks: list[Block], address: int) -> bool:
+        return any(block.base <= address < block.base + block.size for block in blocks)
 
     def _fences(self, stream: int) -> Fences:
         free = self.free.get(stream)
@@ -532,6 +567,7 @@ def _uuid(torch: Any, ordinal: int) -> bytes:
 # Of which every floating-point number is NaN, whatever its size.
 NAN_BYTE = 0xFF
 
+CAPTURING = "attention inside the capture of a CUDA graph"
 FAILED = "an earlier call on %s failed, and what it wrote is NaN"
 LOST = "the plugin process ended with work under way on the device: what the calls before wrote is void"
 
