@@ -57,10 +57,11 @@ def key(tensors: tuple[Any, Any, Any], strategy: Any, position: Any, rows: tuple
     other : hashable arguments
     """
     torch = sys.modules.get("torch")
-    if torch is None or not all(isinstance(x, torch.Tensor) and x.is_cuda for x in tensors):
+    if torch is None:
         return None
-    if any(x.layout is not torch.strided or x.is_neg() for x in tensors):
-        return None
+    for x in tensors:
+        if not isinstance(x, torch.Tensor) or not x.is_cuda or x.layout is not torch.strided or x.is_neg():
+            return None
     if not isinstance(strategy, str):
         other = (*other, str(strategy.params))
         strategy = strategy.strategy
