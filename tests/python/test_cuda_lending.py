@@ -75,8 +75,11 @@ class Go:
         self.jobs: dict[int, Any] = {}  # by number: the request
         self.answers: dict[int, Any] = {}  # by the order of calls, by default "{}"
         self.log: list[tuple[str, int]] = []
+        self.real = _bridge.call
 
     def __call__(self, name: str, *arguments: Any) -> Any:
+        if name == "AwaitLoss":  # the thread of other tests, if they ran on a GPU
+            return self.real(name, *arguments)
         if name == "Submit":
             self.jobs[arguments[0]] = arguments[2]
             self.log.append(("sent", len(self.jobs)))
@@ -92,6 +95,7 @@ class Go:
 
 @pytest.fixture
 def go(monkeypatch: pytest.MonkeyPatch) -> Any:
+    _sent.settle()  # a call of other tests, if they ran on a GPU
     made = Go()
     monkeypatch.setattr(_bridge, "call", made)
     yield made
