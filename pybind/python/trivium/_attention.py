@@ -118,8 +118,9 @@ def attention(
     ----------
     q : tensor [batch, q_heads, q_len, head_dim], or str
         float32, bfloat16 or float16 on the CPU; bfloat16 or float16 on a CUDA device,
-        where the call returns when the work is started, in the order of the current
-        stream. A string alone names a strategy and
+        where the work is done in the order of the current stream and the call does not
+        wait for it. A call like one before is not answered either: should it fail, its
+        outputs are NaN and the next call on the device raises its error. A string alone names a strategy and
         gives an :class:`Attention` for :func:`trivium.patch`.
     k, v : tensor [batch, kv_heads, k_len, head_dim]
         ``q_heads`` must be a multiple of ``kv_heads``.
