@@ -111,3 +111,26 @@ def test_string_distances() -> None:
     np.testing.assert_array_equal(relative[(d >= 0) & (d < S)], d[(d >= 0) & (d < S)])
     np.testing.assert_array_equal(relative[d >= S], (d - S + W)[d >= S])
     assert np.nanmax(relative) == N - 1 - S + W
+
+
+def test_a_plan_is_made_once_for_calls_that_are_alike() -> None:
+    from trivium import _attention
+    from trivium._engine import default_engine
+
+    engine = default_engine()
+
+    def make(position: Any, length: int = 300, theta: float | None = 1e4, inv_freq: Any = None) -> Any:
+        return _attention._plan(position, 64, length, inv_freq, theta, engine)
+
+    first = make(trivium.position("string", train_length=8192))
+    assert make(trivium.position("string", train_length=8192)) is first
+    frequencies = np.linspace(1, 0.1, 32)
+    others = [
+        make("linear"), make(trivium.position("string", train_length=4096)), make(trivium.position("string", train_length=8192), 301),
+        make(trivium.position("string", train_length=8192), theta=1e5),
+        make(trivium.position("string", train_length=8192), theta=None, inv_freq=frequencies),
+        make(trivium.position("string", train_length=8192), theta=None, inv_freq=frequencies / 2),
+    ]  # fmt: skip
+    assert len({id(p) for p in (first, *others)}) == 1 + len(others)
+    assert make(trivium.position("string", train_length=8192)) == first
+    assert make(first) is first
