@@ -17,7 +17,7 @@ func (x *exchange) checkNumbers() error {
 	if x.call.service.trusted {
 		return nil
 	}
-	found := ""
+	var found string
 	switch {
 	case holds(x.req.Output, isNaN):
 		found = "output"
