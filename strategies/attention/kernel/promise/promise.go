@@ -72,11 +72,7 @@ func (h *Head) cost(r *Result) int {
 
 // separate stops by probes that had no part in the ranks.
 func (h *Head) separate(r ranks) *Result {
-	curves := make([]curve, len(h.Check))
-	for i, p := range h.Check {
-		curves[i] = h.curve(p, r)
-	}
-	return h.stop(curves, r)
+	return h.stop(h.Check, func(int) ranks { return r }, r)
 }
 
 // folds is how many parts the scoring probes are left out in.
@@ -101,51 +97,35 @@ func (h *Head) crossCheck(pool []float32) *Result {
 	for i, p := range h.Score {
 		h.addTo(&parts[left[i]], p)
 	}
-	first, second := h.join(parts[0], parts[1]), h.join(parts[2], parts[3])
-	rest := [folds]sums{h.join(parts[1], second), h.join(parts[0], second), h.join(first, parts[3]), h.join(first, parts[2])}
-	curves := make([]curve, len(h.Score))
-	for part := range folds {
-		r := h.rankSums(rest[part], pool)
-		for i, p := range h.Score {
-			if left[i] == part {
-				curves[i] = h.curve(p, r)
-			}
-		}
+	for part := range parts {
+		h.spread(&parts[part])
 	}
-	return h.stop(curves, h.rankSums(h.join(first, second), pool))
+	first, second := h.join(parts[0], parts[1]), h.join(parts[2], parts[3])
+	rest := [folds]ranks{h.rankSums(h.join(parts[1], second), pool), h.rankSums(h.join(parts[0], second), pool),
+		h.rankSums(h.join(first, parts[3]), pool), h.rankSums(h.join(first, parts[2]), pool)}
+	return h.stop(h.Score, func(i int) ranks { return rest[left[i]] }, h.rankSums(h.join(first, second), pool))
 }
 
-// curve is the coverage of one probe at each threshold.
-type curve [levels + 1]float64
+// curve has a number for each threshold, and one for forced tiles.
+type curve [always + 1]float64
 
-func (h *Head) curve(p Probe, r ranks) curve {
-	var c curve
-	forced := 0.0
+// row is the levels and the mass of what a probe sees.
+func (h *Head) row(p Probe, r ranks) (level []uint8, mass []float32) {
 	low, high := h.Visible(p.Row)
-	for j := low; j < high; j++ {
-		if h.Kept(p.Row, j) {
-			forced += float64(p.Mass[j])
-			continue
-		}
-		c[r.at(p.Row, j)] += float64(p.Mass[j])
-	}
-	sum := forced
-	for level := levels; level >= 0; level-- {
-		sum += c[level]
-		c[level] = sum
-	}
-	return c
+	return r.level[p.Row*r.columns+low:][:high-low], p.Mass[low:high]
 }
 
 // stop walks from keeping everything towards fewer tiles for as long as the
-// bound holds.
-func (h *Head) stop(curves []curve, r ranks) *Result {
-	best := &Result{Mean: 1, Lower: 1, Probes: len(curves), ranks: r}
-	if len(curves) < 2 {
+// bound holds. judge is the ranks that a probe judges.
+func (h *Head) stop(probes []Probe, judge func(i int) ranks, r ranks) *Result {
+	best := &Result{Mean: 1, Lower: 1, Probes: len(probes), ranks: r}
+	if len(probes) < 2 {
 		return best
 	}
-	mean, lower := bounds(curves, h.Z)
-	for level := 1; level <= levels; level++ {
+	mean := h.means(probes, judge)
+	first, last := h.open(mean, len(probes))
+	lower := h.bounds(probes, judge, mean, first, last)
+	for level := first; level <= last; level++ {
 		if !(lower[level] >= h.Gamma) {
 			return best
 		}
@@ -154,24 +134,68 @@ func (h *Head) stop(curves []curve, r ranks) *Result {
 	return best
 }
 
-// bounds is the mean coverage at each threshold and its lower bound. The
-// variance is that of neighbours along the sequence, so that a trend does not
-// widen it.
-func bounds(curves []curve, z float64) (mean, lower curve) {
-	n := float64(len(curves))
-	var squares curve
-	mean = curves[0]
-	for i := range curves[1:] {
-		before, at := &curves[i], &curves[i+1]
-		for level, c := range at {
-			d := c - before[level]
-			mean[level] += c
-			squares[level] += d * d
+// means is the mean coverage at each threshold; it falls with the level.
+func (h *Head) means(probes []Probe, judge func(i int) ranks) curve {
+	var c curve
+	for i, p := range probes {
+		level, mass := h.row(p, judge(i))
+		for j, l := range level {
+			c[l] += float64(mass[j])
 		}
 	}
-	for level := range mean {
-		mean[level] /= n
-		lower[level] = mean[level] - z*math.Sqrt(squares[level]/(2*(n-1))/n)
+	sum := 0.0
+	for l := always; l >= 0; l-- {
+		sum += c[l]
+		c[l] = sum / float64(len(probes))
 	}
-	return mean, lower
+	return c
+}
+
+// open is the levels at which the bound is not known from the mean alone: above
+// them the mean is below gamma, and below them no variance is large enough. What
+// is lost, u, lies between 0 and 1, so neighbours differ by at most the larger,
+// and the sum of their squared differences is at most 2 sum(u).
+func (h *Head) open(mean curve, n int) (first, last int) {
+	first = 1
+	for last < levels && mean[last+1] >= h.Gamma {
+		last++
+		largest := math.Sqrt(max(0, 1-mean[last]) / float64(n-1))
+		if mean[last]-h.Z*largest >= h.Gamma+1e-6 {
+			first = last
+		}
+	}
+	return first, last
+}
+
+// bounds is the lower bound of coverage at the thresholds [first, last]. The
+// variance is that of neighbours along the sequence, so that a trend does not
+// widen it.
+func (h *Head) bounds(probes []Probe, judge func(i int) ranks, mean curve, first, last int) (lower curve) {
+	var before, at, squares curve
+	for i, p := range probes {
+		for l := first; l <= last; l++ {
+			at[l] = 0
+		}
+		level, mass := h.row(p, judge(i))
+		sum := 0.0
+		for j, l := range level {
+			if int(l) > last {
+				sum += float64(mass[j])
+			} else {
+				at[l] += float64(mass[j])
+			}
+		}
+		for l := last; l >= first; l-- {
+			sum += at[l]
+			d := sum - before[l]
+			if before[l] = sum; i > 0 {
+				squares[l] += d * d
+			}
+		}
+	}
+	n := float64(len(probes))
+	for l := first; l <= last; l++ {
+		lower[l] = mean[l] - h.Z*math.Sqrt(squares[l]/(2*(n-1))/n)
+	}
+	return lower
 }

@@ -94,6 +94,12 @@ func TestRanksFollowTheDefinition(t *testing.T) {
 		ranks := h.rank(h.Score, h.pool())
 		for i := range blocks {
 			for j := range i + 1 {
+				if h.Kept(i, j) {
+					if got := ranks.at(i, j); got != always {
+						t.Fatalf("forced tile (%d, %d): level %d, want %d", i, j, got, always)
+					}
+					continue
+				}
 				score := naiveScore(h, h.Score, i, j)
 				// A score that lies on a threshold may fall to either side of it.
 				if got := ranks.at(i, j); got != int(levelOf(float32(score*(1-1e-5)))) && got != int(levelOf(float32(score*(1+1e-5)))) {
@@ -116,6 +122,27 @@ func TestCrossCheckFollowsTheDefinition(t *testing.T) {
 		}
 		if got.Lower < h.Gamma || got.Probes != 64 {
 			t.Errorf("seed %d: bound %g on %d probes", seed, got.Lower, got.Probes)
+		}
+	}
+}
+
+// Levels that are not looked at are those whose bound holds, or cannot hold.
+func TestOpenLevelsDecide(t *testing.T) {
+	for seed := range uint64(8) {
+		h := head(seed, 24, everyBlock(24, 4))
+		h.Gamma, h.Z = 0.6+0.05*float64(seed), float64(seed%4)
+		r := h.rank(h.Score, h.pool())
+		judge := func(int) ranks { return r }
+		mean := h.means(h.Score, judge)
+		first, last := h.open(mean, len(h.Score))
+		lower := h.bounds(h.Score, judge, mean, 1, levels)
+		for level := 1; level <= levels; level++ {
+			if level < first && lower[level] < h.Gamma {
+				t.Errorf("seed %d: bound %g at level %d, below the open %d to %d, want %g", seed, lower[level], level, first, last, h.Gamma)
+			}
+			if level > last && lower[level] >= h.Gamma {
+				t.Errorf("seed %d: bound %g at level %d, above the open %d to %d, want less than %g", seed, lower[level], level, first, last, h.Gamma)
+			}
 		}
 	}
 }

@@ -29,9 +29,9 @@ var thresholds = func() (t [levels + 1]float32) {
 	return t
 }()
 
-// coarse is the level of the smallest score with these upper bits, a quarter of
-// an octave each, which hold fewer than three levels.
-const coarseShift = 21
+// coarse is the level of the smallest score with these upper bits: so many that
+// no two thresholds share them.
+const coarseShift = 18
 
 var coarse = func() (c [1 << (31 - coarseShift)]uint8) {
 	for i := range c {
@@ -48,16 +48,35 @@ func levelOf(score float32) uint8 {
 		return 0
 	}
 	level := coarse[math.Float32bits(score)>>coarseShift]
-	for level < levels && score >= thresholds[level+1] {
+	if level < levels && score >= thresholds[level+1] {
 		level++
 	}
 	return level
 }
 
+// always is the level of tiles that are forced.
+const always = levels + 1
+
+// newRanks has the forced tiles in place.
+func (h *Head) newRanks() ranks {
+	r := ranks{columns: h.KeyBlocks, level: make([]uint8, h.QueryBlocks*h.KeyBlocks)}
+	for row := range h.QueryBlocks {
+		low, high := h.Visible(row)
+		for j := low; j < high; j++ {
+			if h.Kept(row, j) {
+				r.level[row*h.KeyBlocks+j] = always
+			}
+		}
+	}
+	return r
+}
+
 func (h *Head) rankBy(score []float32) ranks {
-	r := ranks{columns: h.KeyBlocks, level: make([]uint8, len(score))}
+	r := h.newRanks()
 	for i, s := range score {
-		r.level[i] = levelOf(s)
+		if r.level[i] != always {
+			r.level[i] = levelOf(s)
+		}
 	}
 	return r
 }
@@ -67,15 +86,19 @@ func (h *Head) pool() []float32 {
 	pool := make([]float32, h.QueryBlocks*h.KeyBlocks)
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		top, sum := math.Inf(-1), 0.0
-		for j := low; j < high; j++ {
-			top = max(top, float64(h.Similarity[row][j]))
+		similarity := h.Similarity[row][low:high]
+		probability := pool[row*h.KeyBlocks+low:][:len(similarity)]
+		top, sum := float32(math.Inf(-1)), 0.0
+		for _, x := range similarity {
+			top = max(top, x)
 		}
-		for j := low; j < high; j++ {
-			sum += math.Exp(float64(h.Similarity[row][j]) - top)
+		for j, x := range similarity {
+			e := math.Exp(float64(x) - float64(top))
+			probability[j], sum = float32(e), sum+e
 		}
-		for j := low; j < high; j++ {
-			pool[row*h.KeyBlocks+j] = float32(math.Exp(float64(h.Similarity[row][j])-top) / sum)
+		scale := float32(1 / sum)
+		for j := range probability {
+			probability[j] *= scale
 		}
 	}
 	return pool
@@ -96,41 +119,50 @@ func (h *Head) rank(probes []Probe, pool []float32) ranks {
 	for _, p := range probes {
 		h.addTo(&all, p)
 	}
+	h.spread(&all)
 	return h.rankSums(all, pool)
 }
 
 func (h *Head) rankSums(s sums, pool []float32) ranks {
-	own, count := s.mass, s.count
-	r := ranks{columns: h.KeyBlocks, level: make([]uint8, len(pool))}
-	sum, weight := make([]float64, h.KeyBlocks), make([]float64, h.KeyBlocks)
+	r := h.newRanks()
 	for row := range h.QueryBlocks {
-		clear(sum)
-		clear(weight)
-		h.vertical(row, own, count, sum, weight)
 		low, high := h.Visible(row)
-		for j := low; j < high; j++ {
-			vertical := 0.0
+		at := row*h.KeyBlocks + low
+		level := r.level[at:][:high-low]
+		own, vertical, weight, pool := s.mass[at:][:len(level)], s.vertical[at:][:len(level)], s.weight[at:][:len(level)], pool[at:][:len(level)]
+		each := float32(0) // of own
+		if s.count[row] > 0 {
+			each = 1 / s.count[row]
+		}
+		for j := range level {
+			if level[j] == always {
+				continue
+			}
+			around := float32(0)
 			if weight[j] > 0 {
-				vertical = sum[j] / weight[j]
+				around = vertical[j] / weight[j]
 			}
-			mine := vertical
-			if count[row] > 0 {
-				mine = float64(own[row*h.KeyBlocks+j]) / count[row]
+			mine := own[j] * each
+			if each == 0 {
+				mine = around
 			}
-			r.level[row*h.KeyBlocks+j] = levelOf(float32((mine + vertical + 0.5*float64(pool[row*h.KeyBlocks+j])) / 2.5))
+			level[j] = levelOf((mine + around + pool[j]/2) * (1 / 2.5))
 		}
 	}
 	return r
 }
 
-// sums adds up the probes of each query block, and counts them.
+// sums adds up the probes of each query block, and counts them; vertical and
+// weight are the averages around each query block before they are divided.
 type sums struct {
-	mass  []float32 // [query blocks, key blocks]
-	count []float64
+	mass, vertical, weight []float32 // [query blocks, key blocks]
+	count                  []float32
 }
 
 func (h *Head) newSums() sums {
-	return sums{mass: make([]float32, h.QueryBlocks*h.KeyBlocks), count: make([]float64, h.QueryBlocks)}
+	n := h.QueryBlocks * h.KeyBlocks
+	all := make([]float32, 3*n+h.QueryBlocks)
+	return sums{mass: all[:n:n], vertical: all[n : 2*n : 2*n], weight: all[2*n : 3*n : 3*n], count: all[3*n:]}
 }
 
 func (h *Head) addTo(s *sums, p Probe) {
@@ -149,54 +181,52 @@ func (h *Head) join(a, b sums) sums {
 		s.count[row] = a.count[row] + b.count[row]
 		low, high := h.Visible(row)
 		at := row*h.KeyBlocks + low
-		to, x, y := s.mass[at:][:high-low], a.mass[at:][:high-low], b.mass[at:][:high-low]
-		for j := range to {
-			to[j] = x[j] + y[j]
-		}
+		add(s.mass[at:][:high-low], a.mass[at:], b.mass[at:])
+		add(s.vertical[at:][:high-low], a.vertical[at:], b.vertical[at:])
+		add(s.weight[at:][:high-low], a.weight[at:], b.weight[at:])
 	}
 	return s
 }
 
-// vertical adds up the probes around a query block at each key block that they
+func add(to, a, b []float32) {
+	a, b = a[:len(to)], b[:len(to)]
+	for i := range to {
+		to[i] = a[i] + b[i]
+	}
+}
+
+// spread adds up the probes around each query block at each key block that they
 // see, with Gaussian weights.
-func (h *Head) vertical(row int, own []float32, count, sum, weight []float64) {
-	first, last := max(0, row-reach), min(h.QueryBlocks-1, row+reach)
-	all, from, to := 0.0, 0, h.KeyBlocks // what every one of them sees, and the weight it has
-	for other := first; other <= last; other++ {
-		if count[other] > 0 {
-			low, high := h.Visible(other)
-			from, to = max(from, low), min(to, high)
-			all += gaussian[other-row+reach] * count[other]
-		}
-	}
-	from = min(from, to)
-	for j := from; j < to; j++ {
-		weight[j] = all
-	}
-	for other := first; other <= last; other++ {
-		if count[other] == 0 {
-			continue
-		}
-		w := gaussian[other-row+reach]
-		low, high := h.Visible(other)
-		part := sum[low:high]
-		for j, m := range own[other*h.KeyBlocks+low:][:len(part)] {
-			part[j] += w * float64(m)
-		}
-		for j := low; j < min(from, high); j++ {
-			weight[j] += w * count[other]
-		}
-		for j := max(to, low); j < high; j++ {
-			weight[j] += w * count[other]
+func (h *Head) spread(s *sums) {
+	for row := range h.QueryBlocks {
+		first, last := max(0, row-reach), min(h.QueryBlocks-1, row+reach)
+		low, high := h.Visible(row)
+		for other := first; other <= last; other++ {
+			if s.count[other] == 0 {
+				continue
+			}
+			from, to := h.Visible(other)
+			if from, to = max(from, low), min(to, high); from >= to {
+				continue
+			}
+			w := gaussian[other-row+reach]
+			n := to - from
+			vertical, weight := s.vertical[row*h.KeyBlocks+from:][:n], s.weight[row*h.KeyBlocks+from:][:n]
+			for j, m := range s.mass[other*h.KeyBlocks+from:][:n] {
+				vertical[j] += w * m
+			}
+			for j, each := 0, w*s.count[other]; j < n; j++ {
+				weight[j] += each
+			}
 		}
 	}
 }
 
 // gaussian is the weight of a query block by its distance from -reach on.
-var gaussian = func() (w [2*reach + 1]float64) {
+var gaussian = func() (w [2*reach + 1]float32) {
 	for i := range w {
 		d := float64(i-reach) / deviation
-		w[i] = math.Exp(-d * d / 2)
+		w[i] = float32(math.Exp(-d * d / 2))
 	}
 	return w
 }()
