@@ -206,7 +206,9 @@ def test_killed_and_resumed(tmp_path, large, whom):
     for i in range(KILLS):
         arguments = json.dumps([[str(f) for f in folders], str(out), i % 3 == 0])
         host = subprocess.Popen([sys.executable, "-c", HOST, arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        pids = json.loads(host.stdout.readline())
+        ready = host.stdout.readline()
+        assert ready, host.communicate(timeout=60)[1]
+        pids = json.loads(ready)
         begin = time.monotonic()
         time.sleep(rng.random() * window)
         with contextlib.suppress(ProcessLookupError):  # it has finished, and its plugin is gone
