@@ -78,7 +78,8 @@ func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
 
 func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float64) error {
 	nonFinite, outputs := make([]int64, len(in.vectors)), b.req.Tensors[j.tensor].Outputs
-	for first, count := int64(0), int64(0); first < j.count; first += count {
+	var count int64
+	for first := int64(0); first < j.count; first += count {
 		count = min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
 		parts := in.part(first, count)
 		err := b.store(outputs, j.start+first, count, func(out []hardware.Vector) error {
