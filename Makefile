@@ -21,7 +21,7 @@ FUZZ := core/checkpoint:FuzzHeader core/checkpoint:FuzzUnpickle core/tensor/cbri
 FUZZTIME ?= 20s
 EXAMPLES := dilated-window shrunk-positions
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench clean
+.PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench neon clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -72,6 +72,10 @@ race:
 
 fuzz:
 	FUZZTIME=$(FUZZTIME) tests/fuzz.sh $(FUZZ)
+
+# The arm64 kernels on any machine: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+neon:
+	CC=aarch64-linux-gnu-gcc RUN='qemu-aarch64 -L /usr/aarch64-linux-gnu' SANITIZE= hardware/cpu/testdata/sanitize.sh 20260 60
 
 # Plugins in modules of their own, by the same suite that their authors run. The one in Python is pytest's.
 examples:
