@@ -78,9 +78,8 @@ func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
 
 func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float64) error {
 	nonFinite, outputs := make([]int64, len(in.vectors)), b.req.Tensors[j.tensor].Outputs
-	var count int64
-	for first := int64(0); first < j.count; first += count {
-		count = min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
+	for first := int64(0); first < j.count; {
+		count := min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
 		parts := in.part(first, count)
 		err := b.store(outputs, j.start+first, count, func(out []hardware.Vector) error {
 			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)
@@ -92,6 +91,7 @@ func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float6
 		if err != nil {
 			return err
 		}
+		first += count
 	}
 	return b.count(j, nonFinite)
 }
