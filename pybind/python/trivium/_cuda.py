@@ -444,10 +444,7 @@ class Lender:
 
     def lend(self, inputs: list[tuple[str, Array]], outputs: list[tuple[str, Array]]) -> Lease:
         """Make tensors visible to plugins, by a copy on the device where there is no other way."""
-        stream = self.torch.cuda.current_stream(self.ordinal).cuda_stream
-        if self.torch.cuda.is_current_stream_capturing():
-            raise Unsupported(CAPTURING, hint="call it outside, or capture around it")
-        self.check()
+        stream = self._open_stream()
         with _lock:
             self.shared.count()
             homeless = self._homeless(inputs, outputs)
@@ -457,20 +454,22 @@ class Lender:
 
     def lend_known(self, inputs: list[int], written: list[tuple[int, int]]) -> Lease | None:
         """Lend tensors by their addresses, and the bytes of those that are written; None when one has to be copied."""
-        stream = self.torch.cuda.current_stream(self.ordinal).cuda_stream
-        if self.torch.cuda.is_current_stream_capturing():
-            raise Unsupported(CAPTURING, hint="call it outside, or capture around it")
-        self.check()
+        stream = self._open_stream()
         with _lock:
             self.shared.count()
             found: list[Block] = []
             for address in (*inputs, *(address for address, _ in written)):
-                if not self._lies_in(found, address):
-                    block = self.shared.find(self.device, self.ordinal, self.uuid, address)
-                    if block is None:
-                        return None
-                    found.append(block)
+                if not self._has_home(found, address):
+                    return None
             return Lease(self, stream, self._fences(stream), written, [], "")
+
+    def _open_stream(self) -> int:
+        """The caller's stream, when calls on it may go on."""
+        stream: int = self.torch.cuda.current_stream(self.ordinal).cuda_stream
+        if self.torch.cuda.is_current_stream_capturing():
+            raise Unsupported(CAPTURING, hint="call it outside, or capture around it")
+        self.check()
+        return stream
 
     def check(self) -> None:
         """Raise what is to be told of calls that have returned."""
@@ -491,17 +490,19 @@ class Lender:
         homeless = []
         for arrays, inside in ((inputs, True), (outputs, False)):
             for name, array in arrays:
-                if self._lies_in(found, array.address):
-                    continue
-                block = self.shared.find(self.device, self.ordinal, self.uuid, array.address)
-                if block is None:
+                if not self._has_home(found, array.address):
                     homeless.append((name, array, inside))
-                else:
-                    found.append(block)
         return homeless
 
-    def _lies_in(self, blocks: list[Block], address: int) -> bool:
-        return any(block.base <= address < block.base + block.size for block in blocks)
+    def _has_home(self, found: list[Block], address: int) -> bool:
+        """Whether an address lies in memory that can be exported: in a block of `found`, or in one that is added to it."""
+        if any(block.base <= address < block.base + block.size for block in found):
+            return True
+        block = self.shared.find(self.device, self.ordinal, self.uuid, address)
+        if block is None:
+            return False
+        found.append(block)
+        return True
 
     def _fences(self, stream: int) -> Fences:
         free = self.free.get(stream)
