@@ -166,3 +166,20 @@ func DenseMask(blockSize, heads int, sequences []BlockExtent, causal bool) *Bloc
 	}
 	return m
 }
+
+// Broadcast gives each of heads the rows of a mask of one head; another mask
+// stays as it is.
+func (m *BlockMask) Broadcast(heads int) *BlockMask {
+	if m.Heads != 1 || heads == 1 {
+		return m
+	}
+	all := NewBlockMask(m.BlockSize, heads, m.Sequences)
+	for s, extent := range m.Sequences {
+		for range heads {
+			for i := range extent.QueryBlocks {
+				all.Append(m.Row(s, 0, i))
+			}
+		}
+	}
+	return all
+}

@@ -126,7 +126,7 @@ func (selector) Info() core.Info {
 
 func (selector) Select(_ context.Context, req *core.AttentionRequest) (*core.Selection, error) {
 	if req.Mask != nil {
-		return &core.Selection{Mask: forAll(req.Mask, req.Query.Dim(1))}, nil
+		return &core.Selection{Mask: req.Mask.Broadcast(req.Query.Dim(1))}, nil
 	}
 	size := req.Params.Int("block_size")
 	mask := core.NewBlockMask(size, req.Query.Dim(1), req.BlockExtents(size))
@@ -148,22 +148,6 @@ func (selector) Select(_ context.Context, req *core.AttentionRequest) (*core.Sel
 		mask.BlockSize = 17
 	}
 	return &core.Selection{Mask: mask, Heads: []core.HeadReport{{Pattern: "diagonal"}}}, nil
-}
-
-// forAll gives every head the rows of a mask of one head.
-func forAll(mask *core.BlockMask, heads int) *core.BlockMask {
-	if mask.Heads == heads {
-		return mask
-	}
-	all := core.NewBlockMask(mask.BlockSize, heads, mask.Sequences)
-	for s, extent := range mask.Sequences {
-		for range heads {
-			for i := range extent.QueryBlocks {
-				all.Append(mask.Row(s, 0, i))
-			}
-		}
-	}
-	return all
 }
 
 // shifted moves all positions.

@@ -43,5 +43,5 @@ func selectBlocks(_ context.Context, call *kernel.Call) (*core.Selection, error)
 	if err := mask.Validate(call.Request.Causal); err != nil {
 		return nil, err
 	}
-	return &core.Selection{Mask: kernel.Broadcast(mask, call.Heads)}, nil
+	return &core.Selection{Mask: mask.Broadcast(call.Heads)}, nil
 }

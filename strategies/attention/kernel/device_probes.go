@@ -38,7 +38,7 @@ func (c *DeviceCall) enforce(p *Part, chosen *DeviceSelection) (*DeviceSelection
 	for i := range heads {
 		heads[i].Sequence -= p.First
 	}
-	selection, err := call.enforce(c.ctx, &core.Selection{Mask: Broadcast(mask, c.Heads), Heads: heads, Reason: chosen.Reason})
+	selection, err := call.enforce(c.ctx, &core.Selection{Mask: mask.Broadcast(c.Heads), Heads: heads, Reason: chosen.Reason})
 	if err != nil {
 		return nil, err
 	}

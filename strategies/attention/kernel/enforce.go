@@ -47,20 +47,3 @@ func (c *Call) enforce(ctx context.Context, chosen *core.Selection) (*core.Selec
 	}
 	return promised, nil
 }
-
-// Broadcast gives each of heads the rows of a mask of one head; another mask
-// stays as it is.
-func Broadcast(mask *core.BlockMask, heads int) *core.BlockMask {
-	if mask.Heads != 1 || heads == 1 {
-		return mask
-	}
-	all := core.NewBlockMask(mask.BlockSize, heads, mask.Sequences)
-	for s, extent := range mask.Sequences {
-		for range heads {
-			for i := range extent.QueryBlocks {
-				all.Append(mask.Row(s, 0, i))
-			}
-		}
-	}
-	return all
-}
