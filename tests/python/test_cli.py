@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ def test_list() -> None:
     found = json.loads(trivium("list", "attention", "-o", "json").stdout)
     assert {"dense", "flexprefill", "streaming", "custom"} <= {i["name"] for i in found}
     assert "attention.flexprefill" in trivium("list").stdout
+
+
+def test_version() -> None:
+    assert trivium("--version").stdout.split() == ["trivium", version("trivium")]
 
 
 def test_info() -> None:

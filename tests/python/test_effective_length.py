@@ -183,6 +183,8 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert "effective length" in done.stdout and "search, on other prompts" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("rope  ", "ntk x2  ")) and len(line) <= 80]
+    assert len(rows) == 4 and all(line.count("]") == 3 for line in rows), done.stdout  # a row is a line, also in 80 columns
     found = saved_positions.load(folder)
     assert found is not None and found.train_length == 1024
     again = command(*arguments, "--output", "json")

@@ -17,11 +17,7 @@ from trivium._errors import TriviumError
 from trivium.cli import effective, evaluating, merging, plugins, searching, tuning
 from trivium.cli._console import Output, OutputOption, err, out, print_json
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Attention, position and merge strategies for long-context language models.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(merging.app, name="merge")
 app.add_typer(plugins.app, name="plugin")
 app.command()(searching.search)
@@ -38,6 +34,19 @@ class Kind(str, Enum):
     attention = "attention"
     position = "position"
     merge = "merge"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trivium {trivium.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Attention, position and merge strategies for long-context language models."""
 
 
 def run() -> None:

@@ -111,17 +111,9 @@ def _draw(study: Study, to: Path) -> Optional[Path]:
 
 
 def _print(study: Study, target: Target, choice: Optional[Choice], path: Optional[Path], picture: Optional[Path]) -> None:
-    out.print(f"{study.model}: trained for {study.train_length:,} tokens; {study.task}, {study.samples} samples a length, 95 % intervals")
-    table = Table("tokens", "positions", "retrieved", "less the first", "far half", "NLL of text", "less the first", box=None, pad_edge=False)
+    out.print(f"{study.model}: trained for {study.train_length:,} tokens; {study.task}, {study.samples} samples a length, 95 % intervals; NLL: of plain text", soft_wrap=True)
     for length in study.lengths:
-        for arm in study.arms:
-            row = study.row(arm, length)
-            table.add_row(
-                f"{length:,}", arm, _show(row.exact), _show(row.difference, signed=True), "" if row.far is None else f"{row.far.mean:.2f}",
-                "" if row.nll is None else f"{row.nll.mean:.3f}", "" if row.nll_difference is None else _show(row.nll_difference, 3, signed=True),
-            )  # fmt: skip
-        table.add_section()
-    out.print(table)
+        out.print(_at_length(study, length))
     reached = ", ".join(f"{arm} {study.effective_length(arm):,}" for arm in study.arms)
     out.print(f"effective length (retrieved >= {study.threshold:g} there and at every shorter one): {reached}", soft_wrap=True)
     if choice is not None:
@@ -132,8 +124,21 @@ def _print(study: Study, target: Target, choice: Optional[Choice], path: Optiona
         out.print(f"heat maps: {picture}", soft_wrap=True)
 
 
+def _at_length(study: Study, length: int) -> Table:
+    """One length as a table that fits 80 columns; the first strategy's NLL is in the title, the others' are differences from it."""
+    nll = study.row(study.arms[0], length).nll
+    title = f"{length:,} tokens" + ("" if nll is None else f", NLL of {study.arms[0]} {nll.mean:.3f}")
+    table = Table("positions", "retrieved", "difference", "NLL", title=title, title_justify="left", box=None, pad_edge=False)
+    for arm in study.arms:
+        row = study.row(arm, length)
+        table.add_row(
+            arm, _show(row.exact), _show(row.difference, signed=True), "" if row.nll_difference is None else _show(row.nll_difference, signed=True)
+        )
+    return table
+
+
 def _print_choice(choice: Choice) -> None:
-    table = Table("S", "W", "retrieved", "NLL of text over rope", title="search, on other prompts", box=None, pad_edge=False)
+    table = Table("S", "W", "retrieved", "NLL over rope", title="search, on other prompts", box=None, pad_edge=False)
     for tried in choice.tried:
         table.add_row(str(tried.shift), str(tried.local), _show(tried.exact), _show(tried.text_rise, 3, signed=True))
     out.print(table)
@@ -142,5 +147,11 @@ def _print_choice(choice: Choice) -> None:
 
 
 def _show(found: Interval, digits: int = 2, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{found.mean:{sign}.{digits}f} ({found.low:{sign}.{digits}f} to {found.high:{sign}.{digits}f})"
+    mean, low, high = (_short(value, digits, signed) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _short(value: float, digits: int = 2, signed: bool = False) -> str:
+    """Without the zero before the point: columns are few."""
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
