@@ -107,13 +107,24 @@ type Backend interface {
 	// It returns the number of non-finite elements of each source.
 	WeightedSum(ctx context.Context, out, in []Vector, weights [][]float64, wide bool, threads int) ([]int64, error)
 	// Products adds the inner products of d, in float64, to product: [In, In],
-	// row-major. It runs on the calling thread, as do the two below, and gives
+	// row-major. It runs on the calling thread, as do those below, and gives
 	// the number of non-finite elements of each source and then of the base.
 	Products(ctx context.Context, d Differences, product []float64) ([]int64, error)
 	// Magnitudes adds to the counts of each walk.
 	Magnitudes(ctx context.Context, d Differences, walks []Walk) ([]int64, error)
 	// Sparse writes what s makes of d, which has a base, rounded once.
 	Sparse(ctx context.Context, out Vector, d Differences, s *SparseSum) ([]int64, error)
+	// Ranked writes what r makes of d, which has a base: whole rows.
+	Ranked(ctx context.Context, out Vector, d Differences, r *RankedSum) ([]int64, error)
+	// Variances adds to the counts of a walk over the variances of d, which has a
+	// base; see kernels.h for how they are rounded. The walk's source does not matter.
+	Variances(ctx context.Context, d Differences, w Walk) ([]int64, error)
+	// Squares adds to the sum of each source the squares of its differences where
+	// the variance is not below limit, in the order of elements.
+	Squares(ctx context.Context, d Differences, limit float32, sum []float64) ([]int64, error)
+	// Majority writes the base, and where the variance is at least limit also the
+	// mean by weights of the differences that have the sign of their sum.
+	Majority(ctx context.Context, out Vector, d Differences, limit float32, weights []float64) ([]int64, error)
 }
 
 // Differences are checkpoints less a base, in float32; without one, the
@@ -143,6 +154,19 @@ type SparseSum struct {
 	Low, High            []float32
 	Factor, Scale        float64
 	Density              float64
+	Seed                 uint64
+	Element              int64 // the number of the first element, for drawing
+	Consensus, Normalise bool
+}
+
+// RankedSum is base + Scale * the sum of Weights[s]*d[s]/chance over what a draw
+// keeps with that chance, which is Chance at the rank of the difference in its row
+// of len(Chance) elements: from the smallest, equal ones by their place. Consensus
+// and Normalise are as in SparseSum. It is in float64, rounded to float32 before the
+// result's dtype.
+type RankedSum struct {
+	Weights, Chance      []float64
+	Scale                float64
 	Seed                 uint64
 	Element              int64 // the number of the first element, for drawing
 	Consensus, Normalise bool

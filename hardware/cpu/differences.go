@@ -4,7 +4,9 @@ package cpu
 import "C"
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -43,8 +45,8 @@ func (b *backend) Products(ctx context.Context, d hardware.Differences, product 
 
 func (b *backend) Magnitudes(ctx context.Context, d hardware.Differences, walks []hardware.Walk) ([]int64, error) {
 	for _, w := range walks {
-		if w.Source < 0 || w.Source >= len(d.In) || w.Shift < 0 || w.Known <= w.Shift || w.Known > 32 || len(w.Counts) != 1<<(w.Known-w.Shift) {
-			return nil, fmt.Errorf("cpu: walk over bits %d to %d of source %d with %d counts: want 0 <= shift < known <= 32, and 2^(known-shift) counts", w.Shift, w.Known, w.Source, len(w.Counts))
+		if err := checkWalk(w); err != nil || w.Source < 0 || w.Source >= len(d.In) {
+			return nil, cmp.Or(err, fmt.Errorf("cpu: walk over source %d of %d", w.Source, len(d.In)))
 		}
 	}
 	return b.eachTile(ctx, d, func(c *differenceCall) error {
@@ -53,8 +55,7 @@ func (b *backend) Magnitudes(ctx context.Context, d hardware.Differences, walks 
 			return err
 		}
 		for i, w := range walks {
-			c.pinned.Pin(&w.Counts[0])
-			list[i] = C.trivium_walk{counts: (*C.int64_t)(&w.Counts[0]), prefix: C.uint32_t(w.Prefix), source: C.int32_t(w.Source), known: C.int32_t(w.Known), shift: C.int32_t(w.Shift)}
+			list[i] = c.walk(w)
 		}
 		m := C.trivium_magnitudes{of: c.of, walks: C.int32_t(len(walks))}
 		if len(list) > 0 {
@@ -66,7 +67,7 @@ func (b *backend) Magnitudes(ctx context.Context, d hardware.Differences, walks 
 
 func (b *backend) Sparse(ctx context.Context, out hardware.Vector, d hardware.Differences, s *hardware.SparseSum) ([]int64, error) {
 	n := len(d.In)
-	if d.Base == nil || len(s.Weights) != n || len(s.Low) != n || len(s.High) != n || out.Len != d.Base.Len || int(out.Dtype) >= len(vectorDtypes) {
+	if d.Base == nil || len(s.Weights) != n || len(s.Low) != n || len(s.High) != n || !matches(out, d) {
 		return nil, fmt.Errorf("cpu: sum of %d sources with %d weights, %d and %d limits into %d elements: want a base, one of each for a source, and as many elements", n, len(s.Weights), len(s.Low), len(s.High), out.Len)
 	}
 	return b.eachTile(ctx, d, func(c *differenceCall) error {
@@ -88,6 +89,83 @@ func (b *backend) Sparse(ctx context.Context, out hardware.Vector, d hardware.Di
 			threshold: C.uint64_t(math.Ceil(min(1, s.Density) * (1 << 53))), consensus: flagOf(s.Consensus), normalise: flagOf(s.Normalise)}
 		return c.tiles(ctx, &p.of, func() { C.trivium_run_sparse(b.summing, &p, c.scratch) })
 	})
+}
+
+func (b *backend) Ranked(ctx context.Context, out hardware.Vector, d hardware.Differences, r *hardware.RankedSum) ([]int64, error) {
+	n, row := len(d.In), int64(len(r.Chance))
+	if d.Base == nil || len(r.Weights) != n || row == 0 || row > math.MaxUint32 || d.Base.Len%row != 0 || !matches(out, d) {
+		return nil, fmt.Errorf("cpu: sum of %d sources with %d weights and %d chances into %d elements: want a base, a weight for each source, and whole rows of as many elements as chances", n, len(r.Weights), row, out.Len)
+	}
+	return b.eachTile(ctx, d, func(c *differenceCall) error {
+		weights, err := array[float64](&c.memory, n)
+		if err != nil {
+			return err
+		}
+		copy(weights, r.Weights)
+		room, err := c.memory.alloc(C.size_t(row) * C.trivium_ranked_bytes(C.int32_t(n)))
+		if err != nil {
+			return err
+		}
+		c.pinned.Pin(out.Data)
+		c.pinned.Pin(&r.Chance[0])
+		p := C.trivium_ranked{of: c.of, out: out.Data, out_dtype: vectorDtypes[out.Dtype], weight: (*C.double)(&weights[0]),
+			chance: (*C.double)(&r.Chance[0]), room: (*C.char)(room), scale: C.double(r.Scale), seed: C.uint64_t(r.Seed), element: C.int64_t(r.Element),
+			row: C.int64_t(row), consensus: flagOf(r.Consensus), normalise: flagOf(r.Normalise)}
+		return c.steps(ctx, &p.of, row*max(1, C.TRIVIUM_SUM_TILE/row), func() { C.trivium_run_ranked(b.summing, &p, c.scratch) })
+	})
+}
+
+func (b *backend) Variances(ctx context.Context, d hardware.Differences, w hardware.Walk) ([]int64, error) {
+	if err := checkWalk(w); err != nil || d.Base == nil {
+		return nil, cmp.Or(err, errNoBase)
+	}
+	return b.eachTile(ctx, d, func(c *differenceCall) error {
+		v := C.trivium_variances{of: c.of, walk: c.walk(w)}
+		return c.tiles(ctx, &v.of, func() { C.trivium_run_variances(b.summing, &v, c.scratch) })
+	})
+}
+
+func (b *backend) Squares(ctx context.Context, d hardware.Differences, limit float32, sum []float64) ([]int64, error) {
+	if d.Base == nil || len(sum) != len(d.In) {
+		return nil, fmt.Errorf("cpu: %d sums of squares for %d sources: want one for each, and a base", len(sum), len(d.In))
+	}
+	return b.eachTile(ctx, d, func(c *differenceCall) error {
+		c.pinned.Pin(&sum[0])
+		q := C.trivium_squares{of: c.of, square: (*C.double)(&sum[0]), limit: C.float(limit)}
+		return c.tiles(ctx, &q.of, func() { C.trivium_run_squares(b.summing, &q, c.scratch) })
+	})
+}
+
+func (b *backend) Majority(ctx context.Context, out hardware.Vector, d hardware.Differences, limit float32, weights []float64) ([]int64, error) {
+	if d.Base == nil || len(weights) != len(d.In) || !matches(out, d) {
+		return nil, fmt.Errorf("cpu: mean of %d sources with %d weights into %d elements: want a base, a weight for each source, and as many elements", len(d.In), len(weights), out.Len)
+	}
+	return b.eachTile(ctx, d, func(c *differenceCall) error {
+		c.pinned.Pin(out.Data)
+		c.pinned.Pin(&weights[0])
+		m := C.trivium_majority{of: c.of, out: out.Data, out_dtype: vectorDtypes[out.Dtype], weight: (*C.double)(&weights[0]), limit: C.float(limit)}
+		return c.tiles(ctx, &m.of, func() { C.trivium_run_majority(b.summing, &m, c.scratch) })
+	})
+}
+
+var errNoBase = errors.New("cpu: variances of differences: want a base")
+
+// matches says whether a result has room for the differences, which have a base.
+func matches(out hardware.Vector, d hardware.Differences) bool {
+	return out.Len == d.Base.Len && int(out.Dtype) < len(vectorDtypes)
+}
+
+func checkWalk(w hardware.Walk) error {
+	if w.Shift < 0 || w.Known <= w.Shift || w.Known > 32 || len(w.Counts) != 1<<(w.Known-w.Shift) {
+		return fmt.Errorf("cpu: walk over bits %d to %d with %d counts: want 0 <= shift < known <= 32, and 2^(known-shift) counts", w.Shift, w.Known, len(w.Counts))
+	}
+	return nil
+}
+
+// walk pins the counts of w.
+func (c *differenceCall) walk(w hardware.Walk) C.trivium_walk {
+	c.pinned.Pin(&w.Counts[0])
+	return C.trivium_walk{counts: (*C.int64_t)(&w.Counts[0]), prefix: C.uint32_t(w.Prefix), source: C.int32_t(w.Source), known: C.int32_t(w.Known), shift: C.int32_t(w.Shift)}
 }
 
 // differenceCall is the C memory of one call.
@@ -142,11 +220,15 @@ func (b *backend) eachTile(ctx context.Context, d hardware.Differences, run func
 
 // tiles runs a kernel over all elements, which of names.
 func (c *differenceCall) tiles(ctx context.Context, of *C.trivium_differences, kernel func()) error {
-	for first := int64(0); first < c.length; first += C.TRIVIUM_SUM_TILE {
+	return c.steps(ctx, of, C.TRIVIUM_SUM_TILE, kernel)
+}
+
+func (c *differenceCall) steps(ctx context.Context, of *C.trivium_differences, step int64, kernel func()) error {
+	for first := int64(0); first < c.length; first += step {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		of.first, of.count = C.int64_t(first), C.int64_t(min(C.TRIVIUM_SUM_TILE, c.length-first))
+		of.first, of.count = C.int64_t(first), C.int64_t(min(step, c.length-first))
 		kernel()
 	}
 	return nil

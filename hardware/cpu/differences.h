@@ -20,11 +20,16 @@ static void load_base(difference_scratch *s, const trivium_differences *d, int64
     d->nonfinite[d->sources] += dtype == TRIVIUM_FLOAT64 ? not_finite(s->x, d->in[d->sources], dtype, first, n, s->halves) : count_nonfinite(s->base, n);
 }
 
-// Writes a step of the difference of one source, after load_base.
-static void load_difference(float *to, difference_scratch *s, const trivium_differences *d, int source, int64_t first, int n) {
+// Writes a step of one source.
+static void load_values(float *to, difference_scratch *s, const trivium_differences *d, int source, int64_t first, int n) {
     int dtype = d->in_dtype[source];
     decode(to, d->in[source], dtype, first, n, s->halves);
     d->nonfinite[source] += dtype == TRIVIUM_FLOAT64 ? not_finite(s->x, d->in[source], dtype, first, n, s->halves) : count_nonfinite(to, n);
+}
+
+// Writes a step of the difference of one source, after load_base.
+static void load_difference(float *to, difference_scratch *s, const trivium_differences *d, int source, int64_t first, int n) {
+    load_values(to, s, d, source, first, n);
     for (int i = 0; i < n && d->based; i++) to[i] -= s->base[i];
 }
 
@@ -181,4 +186,11 @@ static void NAME(sparse)(const trivium_sparse *p, void *scratch) {
         for (int i = 0; i < n; i++) sum[i] = __builtin_fma(p->scale, sum[i], (double)s->base[i]);
         encode(p->out, p->out_dtype, first, n, &s->sum, 1, s->x);
     }
+}
+
+// Stores base + scale * s->sum in float32, and then in dtype; -0 as 0.
+static void store_above_base(difference_scratch *s, const float *base, void *out, int dtype, double scale, int64_t first, int n) {
+    for (int i = 0; i < n; i++) s->x[i] = (float)((double)base[i] + product_of(scale, s->sum.wide[i])) + 0.0f;
+    memcpy(s->sum.narrow, s->x, sizeof(float) * n);
+    encode(out, dtype, first, n, &s->sum, 0, s->x);
 }

@@ -367,6 +367,121 @@ static void sparse_serial(const trivium_sparse *p, void *scratch) {
     }
 }
 
+// A difference in float64 of what float32 holds.
+static double wide_difference(const trivium_differences *d, int source, int64_t i) {
+    return (double)(float)load_number(d->in[source], d->in_dtype[source], i) - (double)(float)load_number(d->in[d->sources], d->in_dtype[d->sources], i);
+}
+
+static double base_of(const trivium_differences *d, int64_t i) {
+    return (float)load_number(d->in[d->sources], d->in_dtype[d->sources], i);
+}
+
+static void store_rounded(void *data, int dtype, int64_t i, double x) { store_number(data, dtype, i, (float)x + 0.0f); }
+
+typedef struct {
+    double size; // of a difference; below 0: it is NaN
+    int64_t place;
+} sized;
+
+// A stable sort: runs of twice the length from runs. room: [n]
+static void sort_sized(sized *x, sized *room, int64_t n) {
+    for (int64_t run = 1; run < n; run *= 2) {
+        for (int64_t first = 0; first < n; first += 2 * run) {
+            int64_t a = first, middle = min_i64(first + run, n), b = middle, last = min_i64(first + 2 * run, n);
+            for (int64_t k = first; k < last; k++) room[k] = b >= last || (a < middle && x[a].size <= x[b].size) ? x[a++] : x[b++];
+        }
+        memcpy(x, room, sizeof(sized) * (size_t)n);
+    }
+}
+
+// Writes what is left of a row of one source, over its weight.
+static void draw_row(double *kept, const trivium_ranked *r, int source, int64_t first, sized *order) {
+    for (int64_t i = 0; i < r->row; i++) {
+        double size = fabs(wide_difference(&r->of, source, first + i));
+        order[i] = (sized){isnan(size) ? -1 : size, i};
+    }
+    sort_sized(order, order + r->row, r->row);
+    for (int64_t rank = 0; rank < r->row; rank++) {
+        int64_t i = order[rank].place;
+        uint64_t draw = mix(r->seed + mix(((uint64_t)source << 48) + (uint64_t)(r->element + first + i))) >> 11;
+        kept[i] = (double)draw * 0x1p-53 < r->chance[rank] ? wide_difference(&r->of, source, first + i) / r->chance[rank] : 0;
+    }
+}
+
+static void ranked_serial(const trivium_ranked *r, void *scratch) {
+    (void)scratch;
+    const trivium_differences *d = &r->of;
+    double *kept = (double *)r->room; // [sources, row]
+    sized *order = (sized *)(kept + d->sources * r->row);
+    count_serial(d);
+    for (int64_t first = d->first; first < d->first + d->count; first += r->row) {
+        for (int s = 0; s < d->sources; s++) draw_row(kept + s * r->row, r, s, first, order);
+        for (int64_t i = 0; i < r->row; i++) {
+            double elected = 0, sum = 0, weight = 0;
+            for (int s = 0; s < d->sources; s++) elected += product_of(r->weight[s], kept[s * r->row + i]);
+            for (int s = 0; s < d->sources; s++) {
+                double k = product_of(r->weight[s], kept[s * r->row + i]);
+                if (k == 0 || (r->consensus && (k > 0) != (elected >= 0))) continue;
+                sum += k;
+                weight += r->weight[s];
+            }
+            if (r->normalise && weight != 0) sum /= weight;
+            store_rounded(r->out, r->out_dtype, first + i, base_of(d, first + i) + product_of(r->scale, r->consensus || r->normalise ? sum : elected));
+        }
+    }
+}
+
+static float variance(const trivium_differences *d, int64_t i) {
+    double n = d->sources, mean = 0, squares = 0;
+    for (int s = 0; s < d->sources; s++) mean += wide_difference(d, s, i) / n;
+    for (int s = 0; s < d->sources; s++) {
+        double x = wide_difference(d, s, i) - mean;
+        squares += x * x / n;
+    }
+    return (float)squares;
+}
+
+static void variances_serial(const trivium_variances *v, void *scratch) {
+    (void)scratch;
+    const trivium_walk *w = &v->walk;
+    count_serial(&v->of);
+    for (int64_t i = v->of.first; i < v->of.first + v->of.count; i++) {
+        float x = variance(&v->of, i);
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        if (isnan(x)) bits = 0x7fc00000;
+        if ((uint64_t)bits >> w->known == (uint64_t)w->prefix >> w->known) w->counts[bits >> w->shift & ((1u << (w->known - w->shift)) - 1)]++;
+    }
+}
+
+static void squares_serial(const trivium_squares *q, void *scratch) {
+    (void)scratch;
+    count_serial(&q->of);
+    for (int64_t i = q->of.first; i < q->of.first + q->of.count; i++) {
+        if (variance(&q->of, i) < q->limit) continue;
+        for (int s = 0; s < q->of.sources; s++) q->square[s] += product_of(wide_difference(&q->of, s, i), wide_difference(&q->of, s, i));
+    }
+}
+
+static double majority_of(const trivium_majority *m, int64_t i) {
+    double all = 0, sum = 0, weight = 0;
+    for (int s = 0; s < m->of.sources; s++) all += wide_difference(&m->of, s, i);
+    for (int s = 0; s < m->of.sources; s++) {
+        double d = wide_difference(&m->of, s, i);
+        if (d == 0 || (d > 0) != (all >= 0)) continue;
+        sum += product_of(m->weight[s], d);
+        weight += m->weight[s];
+    }
+    return weight != 0 ? sum / weight : 0;
+}
+
+static void majority_serial(const trivium_majority *m, void *scratch) {
+    (void)scratch;
+    count_serial(&m->of);
+    for (int64_t i = m->of.first; i < m->of.first + m->of.count; i++)
+        store_rounded(m->out, m->out_dtype, i, base_of(&m->of, i) + (variance(&m->of, i) >= m->limit ? majority_of(m, i) : 0));
+}
+
 static int supported_serial(void) { return 1; }
 
 static const trivium_kernels kernels_serial = {
@@ -389,5 +504,9 @@ static const trivium_kernels kernels_serial = {
     .square_mass = square_mass_serial,
     .column_score = column_score_serial,
     .rest = rest_serial,
+    .ranked = ranked_serial,
+    .variances = variances_serial,
+    .squares = squares_serial,
+    .majority = majority_serial,
 };
 TRIVIUM_REGISTER(kernels_serial);

@@ -78,6 +78,9 @@ static inline void store_number(void *data, int dtype, int64_t i, double x) {
     }
 }
 
+// a * b, rounded: the compiler may fuse a plain product with the sum it goes into.
+static inline double product_of(double a, double b) { return __builtin_fma(a, b, -0.0); }
+
 // Merges a row with its rest: outputs [value_dim], then the lse without weight.
 static inline void add_rest(const trivium_rest *c, int64_t row, const float *rest) {
     int dim = c->head->problem->value_dim;

@@ -264,6 +264,8 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
 }
 
 #include "differences.h"
+#include "ranked.h"
+#include "variances.h"
 
 #define TABLE(isa, order)                          \
     const trivium_kernels trivium_kernels_##isa = { \
@@ -286,5 +288,9 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .square_mass = square_mass_##isa,          \
         .column_score = column_score_##isa,        \
         .rest = rest_##isa,                        \
+        .ranked = ranked_##isa,                    \
+        .variances = variances_##isa,              \
+        .squares = squares_##isa,                  \
+        .majority = majority_##isa,                \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -41,5 +41,10 @@ static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *
 static inline void trivium_run_products(const trivium_kernels *k, const trivium_products *p, void *scratch) { k->products(p, scratch); }
 static inline void trivium_run_magnitudes(const trivium_kernels *k, const trivium_magnitudes *m, void *scratch) { k->magnitudes(m, scratch); }
 static inline void trivium_run_sparse(const trivium_kernels *k, const trivium_sparse *s, void *scratch) { k->sparse(s, scratch); }
+static inline void trivium_run_ranked(const trivium_kernels *k, const trivium_ranked *r, void *scratch) { k->ranked(r, scratch); }
+static inline void trivium_run_variances(const trivium_kernels *k, const trivium_variances *v, void *scratch) { k->variances(v, scratch); }
+static inline void trivium_run_squares(const trivium_kernels *k, const trivium_squares *s, void *scratch) { k->squares(s, scratch); }
+static inline void trivium_run_majority(const trivium_kernels *k, const trivium_majority *m, void *scratch) { k->majority(m, scratch); }
+static inline size_t trivium_ranked_bytes(int32_t sources) { return TRIVIUM_RANKED_BYTES(sources); }
 
 #endif

@@ -213,9 +213,61 @@ typedef struct {
     int32_t out_dtype, consensus, normalise;
 } trivium_sparse;
 
-// The scratch of the three above: difference_bytes, and this many bytes more
-// for each source.
+// The scratch of the three above, and of the three of variances: difference_bytes,
+// and this many bytes more for each source.
 #define TRIVIUM_DIFFERENCE_BYTES 8192
+
+// What follows is in float64 from the differences on, which are those of inputs
+// rounded to float32; products are rounded before they are added. Results are
+// rounded to float32 and then to out_dtype; no result is -0.
+
+// out[i] = base[i] + scale * (sum over s of k[s][i]), over the sum of the weights
+// of those that are not 0 when normalise. k[s][i] is weight[s] * (d[s][i] /
+// chance[rank]), or 0 where the draw of the element, over 2^53, is not below
+// chance[rank], and, when consensus, where its sign is not that of their sum. The
+// rank is that of |d| in its row from the smallest, equal ones by their place, NaN
+// before all.
+typedef struct {
+    trivium_differences of;     // based; first and count multiples of row, count otherwise unbounded
+    void *out;
+    const double *weight;
+    const double *chance;       // [row]
+    char *room;                 // TRIVIUM_RANKED_BYTES(sources) for each element of a row
+    double scale;
+    uint64_t seed;
+    int64_t element;            // the number of element 0 for drawing
+    int64_t row;                // below 2^32
+    int32_t out_dtype, consensus, normalise;
+} trivium_ranked;
+#define TRIVIUM_RANKED_BYTES(sources) (40 + 8 * (size_t)(sources))
+
+// The variance of element i is the mean over s of (d[s][i] - their mean)^2,
+// rounded to float32; a mean is the sum, in the order of s, of what was divided
+// by the number of sources before.
+
+// Counts variances as trivium_walk does magnitudes; its source does not matter.
+typedef struct {
+    trivium_differences of;     // based, as below
+    trivium_walk walk;
+} trivium_variances;
+
+// square[s] += d[s][i]^2 for those i whose variance is not below limit, in order.
+typedef struct {
+    trivium_differences of;
+    double *square;
+    float limit;
+} trivium_squares;
+
+// out[i] = base[i] + (sum of weight[s] * d[s][i]) / (sum of weight[s]) over those
+// d that are not 0 and have the sign of the sum of all; base[i] where the variance
+// is below limit or NaN, or the weights are 0.
+typedef struct {
+    trivium_differences of;
+    void *out;
+    const double *weight;
+    float limit;
+    int32_t out_dtype;
+} trivium_majority;
 
 // One table. pool and weighted_sum may be NULL: the next table down has them.
 typedef struct trivium_kernels {
@@ -247,6 +299,11 @@ typedef struct trivium_kernels {
     void (*square_mass)(const trivium_square_mass *, void *scratch);
     void (*column_score)(const trivium_column_score *, void *scratch);
     void (*rest)(const trivium_rest *, void *scratch);
+    // All four with weighted_sum, or none. Scratch as of products.
+    void (*ranked)(const trivium_ranked *, void *scratch);
+    void (*variances)(const trivium_variances *, void *scratch);
+    void (*squares)(const trivium_squares *, void *scratch);
+    void (*majority)(const trivium_majority *, void *scratch);
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

@@ -26,37 +26,10 @@ func (c combination) sum(t *tile.Tensor) *hardware.SparseSum {
 	return sum
 }
 
-// add writes base + scale * sum of w_s d_s, where difference(s, i) is what is
-// left of element i of source s; 0: it was dropped.
-func (c combination) add(v *tile.Values, out []float32, difference func(s, i int) float64) {
-	kept := make([]float64, len(c.weights))
-	for i := range out {
-		sum := 0.0
-		for s, w := range c.weights {
-			kept[s] = w * difference(s, i)
-			sum += kept[s]
-		}
-		if c.consensus || c.normalise {
-			sum = c.agreed(kept, sum)
-		}
-		out[i] = float32(float64(v.Base[i]) + c.scale*sum)
-	}
-}
-
-// agreed is the sum of the kept terms, less those of the other sign than elected
-// if there is to be consensus.
-func (c combination) agreed(kept []float64, elected float64) float64 {
-	sum, weight := 0.0, 0.0
-	for s, k := range kept {
-		if k == 0 || c.consensus && (k > 0) != (elected >= 0) {
-			continue
-		}
-		sum, weight = sum+k, weight+c.weights[s]
-	}
-	if c.normalise && weight != 0 {
-		sum /= weight
-	}
-	return sum
+// ranked is the combination of what a draw keeps of all differences, with a chance
+// for each rank in a row.
+func (c combination) ranked(t *tile.Tensor, chance []float64) *hardware.RankedSum {
+	return &hardware.RankedSum{Weights: c.weights, Chance: chance, Scale: c.scale, Seed: seedOf(t), Consensus: c.consensus, Normalise: c.normalise}
 }
 
 func densityParameter(otherwise float64) core.Parameter {

@@ -24,7 +24,7 @@ func DARE(r *tile.Runner) core.MergeStrategy {
 			return nil, err
 		}
 		sum := combine.sum(t)
-		sum.Seed, sum.Density = uint64(newDraw(t)), t.Params.Float("density")
+		sum.Seed, sum.Density = seedOf(t), t.Params.Float("density")
 		if t.Params.Bool("rescale") {
 			sum.Factor = 1 / sum.Density
 		}
@@ -36,18 +36,11 @@ func seedParameter() core.Parameter {
 	return core.Parameter{Name: "seed", Type: core.Int, Default: int64(0), Doc: "of what is drawn"}
 }
 
-// draw gives a number to each element of a tensor, in any order.
-type draw uint64
-
-func newDraw(t *tile.Tensor) draw {
+// seedOf is what the draws of a tensor's elements begin with.
+func seedOf(t *tile.Tensor) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(t.Name)) // never fails
-	return draw(mix(h.Sum64() ^ mix(uint64(t.Params.Int("seed")))))
-}
-
-// uniform is in [0, 1).
-func (d draw) uniform(source int, element int64) float64 {
-	return float64(mix(uint64(d)+mix(uint64(source)<<48+uint64(element)))>>11) / (1 << 53)
+	return mix(h.Sum64() ^ mix(uint64(t.Params.Int("seed"))))
 }
 
 // mix is the finaliser of splitmix64: every bit of the result depends on every

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/merge/tile"
 )
 
@@ -19,57 +20,26 @@ func SCE(r *tile.Runner) core.MergeStrategy {
 		Parameters: []core.Parameter{
 			{Name: "select_topk", Type: core.Float, Default: 1.0, Min: core.Bound(0), OpenMin: true, Max: core.Bound(1), Doc: "share of elements to keep, by their variance over checkpoints"},
 		},
-		Notes: []string{"Elements that vary as much as the least one kept are kept too. Differences are computed in float32."},
+		Notes: []string{"Elements that vary as much as the least one kept are kept too. Differences are computed in float64."},
 	}, tile.NeedsBase, planSCE)
 }
 
 func planSCE(ctx context.Context, t *tile.Tensor) (*tile.Plan, error) {
 	count := int64(math.Round(t.Params.Float("select_topk") * float64(t.Len)))
-	limit, err := ranked(ctx, t, max(1, count), variance)
+	limits, err := thresholds(ctx, t, []int64{max(1, count)}, func(walks []hardware.Walk) error { return t.Variances(ctx, walks[0]) })
 	if err != nil {
 		return nil, err
 	}
-	weights, err := shares(ctx, t, limit)
-	return &tile.Plan{Combine: func(v *tile.Values, out []float32) {
-		for i := range out {
-			out[i] = v.Base[i]
-			if variance(v, i) >= limit {
-				out[i] = float32(float64(v.Base[i]) + erase(v, i, weights))
-			}
-		}
-	}}, err
+	squares, err := t.Squares(ctx, limits[0])
+	return &tile.Plan{Majority: &tile.Majority{Limit: limits[0], Weights: shares(squares, t.Sources)}}, err
 }
 
-func variance(v *tile.Values, i int) float32 {
-	n, mean, squares := float64(len(v.Sources)), 0.0, 0.0
-	for s := range v.Sources {
-		mean += v.Delta(s, i) / n
-	}
-	for s := range v.Sources {
-		d := v.Delta(s, i) - mean
-		squares += d * d / n
-	}
-	return float32(squares)
-}
-
-// shares is each source's part of the squares of the selected elements.
-func shares(ctx context.Context, t *tile.Tensor, limit float32) ([]float64, error) {
-	parts := make([][]float64, t.Tiles())
-	err := t.Scan(ctx, func(v *tile.Values) {
-		part := make([]float64, t.Sources)
-		for i := range v.Len() {
-			if variance(v, i) < limit {
-				continue
-			}
-			for s := range part {
-				part[s] += v.Delta(s, i) * v.Delta(s, i)
-			}
-		}
-		parts[v.Tile] = part
-	})
-	weights, total := make([]float64, t.Sources), 0.0
-	for _, part := range parts { // in order: the sum does not depend on threads
-		for s, square := range part {
+// shares is each source's part of the squares of the selected elements, which are
+// given by tile: added in their order, they do not depend on threads.
+func shares(squares [][]float64, sources int) []float64 {
+	weights, total := make([]float64, sources), 0.0
+	for _, tile := range squares {
+		for s, square := range tile {
 			weights[s], total = weights[s]+square, total+square
 		}
 	}
@@ -78,23 +48,5 @@ func shares(ctx context.Context, t *tile.Tensor, limit float32) ([]float64, erro
 			weights[s] /= total
 		}
 	}
-	return weights, err
-}
-
-// erase is the weighted mean of the differences that have the sign of their sum.
-func erase(v *tile.Values, i int, weights []float64) float64 {
-	majority := 0.0
-	for s := range weights {
-		majority += v.Delta(s, i)
-	}
-	sum, weight := 0.0, 0.0
-	for s, w := range weights {
-		if d := v.Delta(s, i); d != 0 && (d > 0) == (majority >= 0) {
-			sum, weight = sum+w*d, weight+w
-		}
-	}
-	if weight == 0 {
-		return 0
-	}
-	return sum / weight
+	return weights
 }

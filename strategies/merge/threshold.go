@@ -3,7 +3,7 @@ package merge
 import (
 	"context"
 	"math"
-	"sync"
+	"slices"
 
 	"github.com/trivium-ml/trivium/hardware"
 	"github.com/trivium-ml/trivium/strategies/merge/tile"
@@ -12,14 +12,18 @@ import (
 // thresholds finds, for each of lists lists of values over a whole tensor, the
 // value at a rank from the largest: counts[l] values are at least as large,
 // more when there are equals. It walks counts of the values' bits, three passes
-// over the tensor, and keeps nothing but the counts. Values are not negative.
-// count adds to the counts of the walks in one pass.
+// over the tensor, none where all or nothing is wanted, and keeps nothing but the
+// counts. Values are not negative. count adds to the counts of the walks in one pass.
 func thresholds(ctx context.Context, t *tile.Tensor, ranks []int64, count func(walks []hardware.Walk) error) ([]float32, error) {
 	search := make([]walk, len(ranks))
 	for l := range search {
 		search[l] = walk{left: ranks[l], known: 32}
 	}
-	for _, shift := range [...]int{20, 8, 0} {
+	shifts := []int{20, 8, 0}
+	if !slices.ContainsFunc(ranks, func(rank int64) bool { return rank > 0 && rank < t.Len }) {
+		shifts = nil
+	}
+	for _, shift := range shifts {
 		walks := make([]hardware.Walk, len(search))
 		for l, w := range search {
 			walks[l] = hardware.Walk{Source: l, Prefix: w.prefix, Known: w.known, Shift: shift, Counts: make([]int64, 1<<(w.known-shift))}
@@ -53,31 +57,6 @@ func magnitudes(ctx context.Context, t *tile.Tensor, ranks []int64) ([]float32, 
 		}
 		return t.Magnitudes(ctx, walks)
 	})
-}
-
-// ranked finds a rank of values that a function gives.
-func ranked(ctx context.Context, t *tile.Tensor, rank int64, value func(v *tile.Values, i int) float32) (float32, error) {
-	found, err := thresholds(ctx, t, []int64{rank}, func(walks []hardware.Walk) error {
-		w, total := walks[0], sync.Mutex{}
-		return t.Scan(ctx, func(v *tile.Values) {
-			counts := make([]int64, len(w.Counts))
-			for i := range v.Len() {
-				bits := math.Float32bits(value(v, i))
-				if uint64(bits)>>w.Known == uint64(w.Prefix)>>w.Known {
-					counts[bits>>w.Shift&uint32(len(counts)-1)]++
-				}
-			}
-			total.Lock()
-			defer total.Unlock()
-			for k, n := range counts {
-				w.Counts[k] += n
-			}
-		})
-	})
-	if err != nil {
-		return 0, err
-	}
-	return found[0], nil
 }
 
 // walk is the search for one rank.

@@ -85,7 +85,20 @@ func BenchmarkDifferences(b *testing.B) {
 		first = append(first, hardware.Walk{Source: s, Known: 32, Shift: 20, Counts: make([]int64, 1<<12)})
 		second = append(second, hardware.Walk{Source: s, Prefix: math.Float32bits(0.02), Known: 20, Shift: 8, Counts: make([]int64, 1<<12)})
 	}
+	ranked := hardware.RankedSum{Weights: sparse.Weights, Chance: make([]float64, 1280), Scale: 1, Consensus: true, Normalise: true}
+	rows := n / len(ranked.Chance) * len(ranked.Chance)
+	for k := range ranked.Chance {
+		ranked.Chance[k] = 0.4 + 0.2*float64(k)/1279
+	}
+	whole := hardware.Differences{In: make([]hardware.Vector, sources), Base: &hardware.Vector{Data: base.Data, Dtype: base.Dtype, Len: int64(rows)}}
+	for s := range whole.In {
+		whole.In[s] = d.In[s]
+		whole.In[s].Len = int64(rows)
+	}
+	spread := hardware.Walk{Known: 32, Shift: 20, Counts: make([]int64, 1<<12)}
 	out := vector()
+	kept := out
+	kept.Len = int64(rows)
 	ctx := context.Background()
 	for _, isa := range cpu.Available() {
 		if isa == "serial" {
@@ -102,6 +115,10 @@ func BenchmarkDifferences(b *testing.B) {
 			"magnitudes, second": func() ([]int64, error) { return backend.Magnitudes(ctx, d, second) },
 			"sparse, ties":       func() ([]int64, error) { return backend.Sparse(ctx, out, d, &sparse) },
 			"sparse, dare":       func() ([]int64, error) { return backend.Sparse(ctx, out, d, &random50) },
+			"ranked, della":      func() ([]int64, error) { return backend.Ranked(ctx, kept, whole, &ranked) },
+			"variances":          func() ([]int64, error) { return backend.Variances(ctx, d, spread) },
+			"squares":            func() ([]int64, error) { return backend.Squares(ctx, d, 0.0004, make([]float64, sources)) },
+			"majority":           func() ([]int64, error) { return backend.Majority(ctx, out, d, 0.0004, sparse.Weights) },
 		} {
 			b.Run(fmt.Sprintf("isa=%s/%s", isa, name), func(b *testing.B) {
 				b.SetBytes(2 * n * sources)
