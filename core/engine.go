@@ -50,35 +50,49 @@ func (e *Engine) open() error {
 // Attend runs an attention strategy. It validates req, fills in defaults, and
 // writes req.Output and req.LSE.
 func (e *Engine) Attend(ctx context.Context, strategy string, req *AttentionRequest) (*AttentionResponse, error) {
-	s, err := e.prepare(strategy, req)
+	call, err := e.Prepare(strategy, req)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkOutputs(req); err != nil {
-		return nil, err
-	}
-	if attender, ok := s.(Attender); ok && s.Info().Capabilities.Attends {
-		return attender.Attend(ctx, req)
-	}
-	return e.selectThenAttend(ctx, s, req)
+	return call.Attend(ctx)
 }
 
-// Start begins what Attend does and leaves the waiting to the caller, who ends
-// it with Finish. It gives nil and no error when the strategy cannot do that
-// now: call Attend.
-func (e *Engine) Start(ctx context.Context, strategy string, req *AttentionRequest) (StartedAttention, error) {
-	s, err := e.prepare(strategy, req)
+// Prepare does what of Attend needs no strategy to run, once for whichever way
+// the call then takes. The request is the call's from here on.
+func (e *Engine) Prepare(strategy string, req *AttentionRequest) (*AttentionCall, error) {
+	s, err := e.resolve(strategy, req)
 	if err != nil {
 		return nil, err
 	}
 	if err := checkOutputs(req); err != nil {
 		return nil, err
 	}
-	starter, ok := s.(Starter)
+	return &AttentionCall{engine: e, strategy: s, req: req}, nil
+}
+
+// AttentionCall is a valid call that has not begun.
+type AttentionCall struct {
+	engine   *Engine
+	strategy AttentionStrategy
+	req      *AttentionRequest
+}
+
+// Attend runs the call to its end.
+func (c *AttentionCall) Attend(ctx context.Context) (*AttentionResponse, error) {
+	if attender, ok := c.strategy.(Attender); ok && c.strategy.Info().Capabilities.Attends {
+		return attender.Attend(ctx, c.req)
+	}
+	return c.engine.selectThenAttend(ctx, c.strategy, c.req)
+}
+
+// Start begins the call and leaves the waiting to the caller, who ends it with
+// Finish. It gives nil and no error when the strategy cannot do that now: Attend.
+func (c *AttentionCall) Start(ctx context.Context) (StartedAttention, error) {
+	starter, ok := c.strategy.(Starter)
 	if !ok {
 		return nil, nil
 	}
-	return starter.Start(ctx, req)
+	return starter.Start(ctx, c.req)
 }
 
 // selectThenAttend lets a strategy that only selects choose the blocks and the
@@ -132,14 +146,15 @@ func (r *Report) describe(selection *Selection) {
 
 // Select lets an attention strategy choose blocks without attending to them.
 func (e *Engine) Select(ctx context.Context, strategy string, req *AttentionRequest) (*Selection, error) {
-	s, err := e.prepare(strategy, req)
+	s, err := e.resolve(strategy, req)
 	if err != nil {
 		return nil, err
 	}
 	return s.Select(ctx, req)
 }
 
-func (e *Engine) prepare(strategy string, req *AttentionRequest) (AttentionStrategy, error) {
+// resolve finds the strategy and makes the request valid for it, with defaults filled in.
+func (e *Engine) resolve(strategy string, req *AttentionRequest) (AttentionStrategy, error) {
 	if err := e.open(); err != nil {
 		return nil, err
 	}

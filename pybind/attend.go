@@ -68,15 +68,19 @@ func startAttend(ctx context.Context, in *attendRequest) (started, work, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	call, err := e.Start(ctx, strategy, &req.AttentionRequest)
+	call, err := e.Prepare(strategy, &req.AttentionRequest)
 	if err != nil {
 		return nil, nil, err
 	}
-	if call != nil {
-		return &startedAttend{call, req}, nil, nil
+	running, err := call.Start(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if running != nil {
+		return &startedAttend{running, req}, nil, nil
 	}
 	return nil, func(ctx context.Context) (string, error) {
-		response, err := e.Attend(ctx, strategy, &req.AttentionRequest)
+		response, err := call.Attend(ctx)
 		if err != nil {
 			return "", err
 		}
