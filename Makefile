@@ -15,7 +15,7 @@ GENERATED := find plugins/proto strategies/all -name '*.pb.go' -o -path '*strate
 RACE := ./core/... ./plugins/... ./pybind/...
 
 # package:target; each is fuzzed for FUZZTIME beyond its committed corpus.
-FUZZ := core/checkpoint:FuzzHeader core/checkpoint:FuzzUnpickle core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema \
+FUZZ := core/checkpoint:FuzzHeader core/checkpoint:FuzzUnpickle core/checkpoint:FuzzDistributed core/tensor/cbridge:FuzzLayout core/tensor/cbridge:FuzzSchema \
 	plugins/host:FuzzManifest plugins/host:FuzzLock plugins/host:FuzzHandshake plugins/lane:FuzzParse plugins/wire:FuzzDecode \
 	plugins/wire:FuzzBlockMask
 FUZZTIME ?= 20s

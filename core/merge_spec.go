@@ -18,6 +18,12 @@ type MergeSpec struct {
 	Sources []string // checkpoint folders, oldest first
 	Base    string   // folder, for methods that work on differences; "": none
 	Out     string   // folder to be made
+	// ModelKey is the dictionary that holds the weights in sources that hold more
+	// (PyTorch's), dotted; "": where trainers usually put them.
+	ModelKey string
+	// ConfigFrom is a folder whose configuration and tokenizer are copied; "": the
+	// newest source, NoConfig: none are.
+	ConfigFrom string
 
 	Weights []float64 // one for each source, for a linear method; nil: the method's own
 	Steps   []float64 // training step of each source; nil: unknown
@@ -36,6 +42,9 @@ type MergeSpec struct {
 	// Progress is called from one goroutine at a time with bytes written.
 	Progress func(done, total int64)
 }
+
+// NoConfig is a ConfigFrom for weights that no config.json describes.
+const NoConfig = "none"
 
 // MergeReport says what was merged and how.
 type MergeReport struct {
@@ -119,8 +128,11 @@ func (m *merging) recipe(o *output) (string, error) {
 		Float64        bool
 		AllowNonFinite bool
 		ShardBytes     int64
+		ModelKey       string `json:",omitempty"`
+		ConfigFrom     string `json:",omitempty"`
 		Files          []file
-	}{o.method, o.params, o.weights, m.spec.Steps, o.dtype.String(), m.spec.Float64, m.spec.AllowNonFinite, m.spec.ShardBytes, files})
+	}{o.method, o.params, o.weights, m.spec.Steps, o.dtype.String(), m.spec.Float64, m.spec.AllowNonFinite, m.spec.ShardBytes,
+		m.spec.ModelKey, m.spec.ConfigFrom, files})
 	if err != nil {
 		return "", err
 	}

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -137,12 +138,42 @@ func (m *merging) ready() error {
 	if err := m.read(); err != nil {
 		return err
 	}
+	if err := m.checkConfig(); err != nil {
+		return err
+	}
 	for _, o := range m.outputs {
 		if err := m.prepare(o); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// configFrom is the folder whose side files the outputs get, or NoConfig.
+func (m *merging) configFrom() string {
+	if m.spec.ConfigFrom != "" {
+		return m.spec.ConfigFrom
+	}
+	return m.folders[len(m.spec.Sources)-1].Dir
+}
+
+// checkConfig refuses to make a folder of weights that nothing can load: trainers
+// save distributed checkpoints without a configuration.
+func (m *merging) checkConfig() error {
+	from := m.configFrom()
+	if from == NoConfig || m.spec.ConfigFrom == "" && !m.folders[len(m.spec.Sources)-1].Distributed {
+		return nil
+	}
+	if !hasConfig(from) {
+		return Errorf(ErrCheckpoint, "%s holds no config.json", from).
+			WithHint("name a folder that has the model's configuration and tokenizer (config_from), or %q to write weights alone", NoConfig)
+	}
+	return nil
+}
+
+func hasConfig(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "config.json"))
+	return err == nil
 }
 
 func (m *merging) run(ctx context.Context) error {
@@ -224,8 +255,8 @@ func (m *merging) plan(o *output) (*checkpoint.Plan, error) {
 		}
 		specs[i] = checkpoint.Spec{Name: row.Name, Dtype: dtype, Shape: t.Shape}
 	}
-	if m.spec.ShardBytes == 0 && o.dtype == tensor.Invalid {
-		return checkpoint.Like(specs, m.folders[len(m.spec.Sources)-1])
+	if newest := m.folders[len(m.spec.Sources)-1]; m.spec.ShardBytes == 0 && o.dtype == tensor.Invalid && !newest.Distributed {
+		return checkpoint.Like(specs, newest)
 	}
 	return checkpoint.Split(specs, m.spec.ShardBytes)
 }

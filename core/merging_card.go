@@ -19,8 +19,10 @@ const recipeName = "trivium_merge.json"
 // describe stages the side files of the newest source, the recipe and a model
 // card. None holds a time, so that a resumed merge gives the same bytes.
 func (m *merging) describe(o *output) error {
-	if _, err := o.writer.CopySideFiles(m.folders[len(m.spec.Sources)-1].Dir); err != nil {
-		return err
+	if from := m.configFrom(); from != NoConfig {
+		if _, err := o.writer.CopySideFiles(from); err != nil {
+			return err
+		}
 	}
 	slices.SortFunc(o.report.NonFinite, func(a, b TensorReport) int { return cmp.Compare(a.Name, b.Name) })
 	recipe, err := m.recipeFile(o)

@@ -15,7 +15,7 @@ func (m *merging) read() error {
 		dirs = append(dirs, m.spec.Base)
 	}
 	for _, dir := range dirs {
-		folder, err := checkpoint.Open(dir)
+		folder, err := checkpoint.OpenModel(dir, m.spec.ModelKey)
 		if err != nil {
 			return err
 		}
@@ -39,15 +39,24 @@ func (m *merging) warn() {
 		for _, name := range folder.Unlisted {
 			m.warnings = append(m.warnings, fmt.Sprintf("%s: %s is not part of the checkpoint", folder.Dir, name))
 		}
+		for _, what := range folder.Ignored {
+			m.warnings = append(m.warnings, fmt.Sprintf("%s: %s", folder.Dir, what))
+		}
 	}
 	for _, tie := range m.pairing.Ties {
 		m.warnings = append(m.warnings, fmt.Sprintf("%s is tied to %s: only %s is written", tie.Name, tie.Of, tie.Of))
 	}
 	var dirs []string
 	for _, folder := range m.folders[:len(m.spec.Sources)] {
+		if folder.Distributed && !hasConfig(folder.Dir) {
+			continue // as trainers write them
+		}
 		if !slices.Contains(dirs, folder.Dir) { // one folder may hold several files
 			dirs = append(dirs, folder.Dir)
 		}
+	}
+	if len(dirs) == 0 {
+		return
 	}
 	differences, err := checkpoint.CompareConfigs(dirs)
 	if err != nil {

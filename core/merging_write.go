@@ -14,6 +14,9 @@ import (
 // and so how long it takes until a merge reports progress.
 const mergeBatch = 128 << 20
 
+// mergeParts bounds the message that names the places of a batch.
+const mergeParts = 100_000
+
 // write fills the outputs, all of them in one pass over the sources, and makes
 // them visible one after the other.
 func (m *merging) write(ctx context.Context, outputs []*output) (err error) {
@@ -94,6 +97,7 @@ type filling struct {
 	tensors     []map[string]*checkpoint.Tensor // of each output, by name
 	batch       []string
 	size        int64 // of the batch, in the first output
+	parts       int   // of its tensors in all sources
 	done, total int64 // bytes of all outputs
 }
 
@@ -114,7 +118,10 @@ func (f *filling) add(ctx context.Context, t *checkpoint.Tensor) error {
 		return nil
 	}
 	f.batch, f.size = append(f.batch, t.Name), f.size+t.Size
-	if f.size < mergeBatch {
+	for _, source := range f.rows[t.Name].Tensors {
+		f.parts += source.Parts()
+	}
+	if f.size < mergeBatch && f.parts < mergeParts {
 		return nil
 	}
 	return f.flush(ctx)
@@ -155,7 +162,7 @@ func (f *filling) flush(ctx context.Context) error {
 			f.done += t.Size
 		}
 	}
-	f.batch, f.size = f.batch[:0], 0
+	f.batch, f.size, f.parts = f.batch[:0], 0, 0
 	if f.spec.Progress != nil {
 		f.spec.Progress(f.done, f.total)
 	}

@@ -15,6 +15,7 @@ const compareBatch = 128 << 20
 // SimilaritySpec says which checkpoints to compare.
 type SimilaritySpec struct {
 	Sources  []string // checkpoint folders, oldest first
+	ModelKey string   // as in MergeSpec
 	Threads  int
 	Progress func(done, total int64) // bytes read
 }
@@ -49,7 +50,7 @@ func (e *Engine) Similarity(ctx context.Context, spec *SimilaritySpec) (*Similar
 	if !ok {
 		return nil, Errorf(ErrUnsupported, "%s does not compare checkpoints", s.Info().ID()).WithHint("update its plugin")
 	}
-	m := &merging{spec: &MergeSpec{Sources: spec.Sources, Threads: spec.Threads}, anyDtypes: true}
+	m := &merging{spec: &MergeSpec{Sources: spec.Sources, ModelKey: spec.ModelKey, Threads: spec.Threads}, anyDtypes: true}
 	defer m.close()
 	if err := m.read(); err != nil {
 		return nil, CheckpointError(err)
@@ -64,7 +65,7 @@ func (e *Engine) Similarity(ctx context.Context, spec *SimilaritySpec) (*Similar
 
 func (m *merging) compare(ctx context.Context, c Comparer, spec *SimilaritySpec, report *SimilarityReport) error {
 	req := &CompareRequest{Sources: len(spec.Sources), Threads: spec.Threads}
-	size, total := int64(0), int64(0)
+	size, total, parts := int64(0), int64(0), 0
 	for _, folder := range m.folders {
 		total += folder.Size()
 	}
@@ -82,7 +83,7 @@ func (m *merging) compare(ctx context.Context, c Comparer, spec *SimilaritySpec,
 		if spec.Progress != nil {
 			spec.Progress(report.BytesRead, total)
 		}
-		req.Tensors, size = nil, 0
+		req.Tensors, size, parts = nil, 0, 0
 		return nil
 	}
 	for _, row := range m.pairing.Rows {
@@ -92,9 +93,10 @@ func (m *merging) compare(ctx context.Context, c Comparer, spec *SimilaritySpec,
 		t := MergeTensor{Name: row.Name, Shape: row.Tensors[0].Shape}
 		for _, source := range row.Tensors {
 			t.Inputs = append(t.Inputs, operand(source, false))
+			parts += source.Parts()
 		}
 		req.Tensors = append(req.Tensors, t)
-		if size += row.Tensors[0].Size; size >= compareBatch {
+		if size += row.Tensors[0].Size; size >= compareBatch || parts >= mergeParts {
 			if err := flush(); err != nil {
 				return err
 			}

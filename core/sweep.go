@@ -13,6 +13,8 @@ type SweepSpec struct {
 	Sources    []string // checkpoint folders, oldest first
 	Steps      []float64
 	Candidates []Candidate
+	ModelKey   string // as in MergeSpec
+	ConfigFrom string // as in MergeSpec
 
 	Float64    bool
 	AnyDtypes  bool // sources may differ in dtype: the newest's are written where a candidate names none
@@ -100,7 +102,7 @@ func (e *Engine) Sweep(ctx context.Context, spec *SweepSpec) (*SweepReport, erro
 // merge is what all candidates share. NaN is not allowed, since zero times NaN
 // would reach candidates that leave the source out.
 func (s *SweepSpec) merge() *MergeSpec {
-	return &MergeSpec{Sources: s.Sources, Steps: s.Steps, Float64: s.Float64, Overwrite: s.Overwrite, Resume: s.Resume,
+	return &MergeSpec{Sources: s.Sources, Steps: s.Steps, ModelKey: s.ModelKey, ConfigFrom: s.ConfigFrom, Float64: s.Float64, Overwrite: s.Overwrite, Resume: s.Resume,
 		Volatile: s.Volatile, DryRun: s.DryRun, ShardBytes: s.ShardBytes, Threads: s.Threads, Progress: s.Progress}
 }
 

@@ -15,6 +15,8 @@ type mergeRequest struct {
 	Sources        []string    `json:"sources"`
 	Base           string      `json:"base"`
 	Out            string      `json:"out"`
+	ModelKey       string      `json:"model_key"`
+	ConfigFrom     string      `json:"config_from"`
 	Weights        []float64   `json:"weights"`
 	Steps          []float64   `json:"steps"`
 	Params         core.Params `json:"params"`
@@ -39,7 +41,7 @@ func (in *mergeRequest) spec(ctx context.Context) (*engine, *core.MergeSpec, err
 	if err != nil {
 		return nil, nil, err
 	}
-	return e, &core.MergeSpec{Method: in.Method, Sources: in.Sources, Base: in.Base, Out: in.Out,
+	return e, &core.MergeSpec{Method: in.Method, Sources: in.Sources, Base: in.Base, Out: in.Out, ModelKey: in.ModelKey, ConfigFrom: in.ConfigFrom,
 		Weights: in.Weights, Steps: in.Steps, Params: in.Params, Dtype: dtype, Float64: in.Float64,
 		AllowNonFinite: in.AllowNonFinite, Overwrite: in.Overwrite, Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun,
 		ShardBytes: in.ShardBytes, Threads: in.Threads,
@@ -119,6 +121,8 @@ type sweepRequest struct {
 	Engine     int64     `json:"engine"`
 	Sources    []string  `json:"sources"`
 	Steps      []float64 `json:"steps"`
+	ModelKey   string    `json:"model_key"`
+	ConfigFrom string    `json:"config_from"`
 	Candidates []struct {
 		Name    string      `json:"name"`
 		Method  string      `json:"method"`
@@ -147,7 +151,7 @@ func sweep(ctx context.Context, request string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	spec := &core.SweepSpec{Sources: in.Sources, Steps: in.Steps, Float64: in.Float64, AnyDtypes: in.AnyDtypes, Overwrite: in.Overwrite,
+	spec := &core.SweepSpec{Sources: in.Sources, Steps: in.Steps, ModelKey: in.ModelKey, ConfigFrom: in.ConfigFrom, Float64: in.Float64, AnyDtypes: in.AnyDtypes, Overwrite: in.Overwrite,
 		Resume: in.Resume, Volatile: in.Volatile, DryRun: in.DryRun, ShardBytes: in.ShardBytes, Threads: in.Threads,
 		Progress: func(done, total int64) { reportProgress(ctx, done, total) }}
 	for _, c := range in.Candidates {
@@ -200,9 +204,10 @@ func series(_ context.Context, request string) (string, error) {
 
 func similarity(ctx context.Context, request string) (string, error) {
 	var in struct {
-		Engine  int64    `json:"engine"`
-		Sources []string `json:"sources"`
-		Threads int      `json:"threads"`
+		Engine   int64    `json:"engine"`
+		Sources  []string `json:"sources"`
+		ModelKey string   `json:"model_key"`
+		Threads  int      `json:"threads"`
 	}
 	if err := unmarshal(request, &in); err != nil {
 		return "", err
@@ -211,7 +216,7 @@ func similarity(ctx context.Context, request string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	report, err := e.Similarity(ctx, &core.SimilaritySpec{Sources: in.Sources, Threads: in.Threads,
+	report, err := e.Similarity(ctx, &core.SimilaritySpec{Sources: in.Sources, ModelKey: in.ModelKey, Threads: in.Threads,
 		Progress: func(done, total int64) { reportProgress(ctx, done, total) }})
 	if err != nil {
 		return "", err

@@ -5,7 +5,7 @@ import "github.com/trivium-ml/trivium/core/tensor"
 // Extent is where the tensor's bytes lie. It borrows the file, which must stay
 // open, though a mapping made of it outlives Close.
 func (t *Tensor) Extent(writable bool) tensor.Extent {
-	return tensor.Extent{File: t.File.f, Offset: t.Offset, Size: t.Size, Writable: writable}
+	return tensor.Extent{File: t.File.f, Offset: t.Offset, Size: t.Size, Writable: writable, Cut: t.cut}
 }
 
 // Numeric is the dtype to compute in; false for packed, complex and unusual

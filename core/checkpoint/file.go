@@ -3,6 +3,8 @@ package checkpoint
 import (
 	"errors"
 	"os"
+
+	"github.com/trivium-ml/trivium/core/tensor"
 )
 
 // File is one open safetensors file. It is safe for concurrent reading; Close
@@ -16,18 +18,43 @@ type File struct {
 	f *os.File
 }
 
-// Tensor is a named range of a file: row-major, little-endian.
+// Tensor is a named range of a file: row-major, little-endian. That of a
+// distributed checkpoint may be cut over several files.
 type Tensor struct {
 	Name   string
 	Dtype  Dtype
 	Shape  []int64
-	File   *File
-	Offset int64 // bytes from the beginning of the file
+	File   *File // of a cut tensor: that of its first part
+	Offset int64 // bytes from the beginning of the file; of a cut tensor 0
 	Size   int64 // bytes
+
+	cut *tensor.Cut // nil: in one piece
+}
+
+// Parts is in how many pieces the tensor lies.
+func (t *Tensor) Parts() int {
+	if t.cut == nil {
+		return 1
+	}
+	return len(t.cut.Parts)
 }
 
 // OpenFile opens and checks one safetensors file. No tensor's bytes are read.
 func OpenFile(path string) (*File, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	h, err := readHeader(f.f, f.Size)
+	if err != nil {
+		f.Close()
+		return nil, inFile(err, path)
+	}
+	return newFile(f.f, path, f.Size, h), nil
+}
+
+// openRegular opens a file whose tensors are not known yet.
+func openRegular(path string) (*File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, system("read", path, err)
@@ -39,12 +66,7 @@ func OpenFile(path string) (*File, error) {
 	if err != nil {
 		return nil, system("read", path, err)
 	}
-	h, err := readHeader(f, info.Size())
-	if err != nil {
-		f.Close()
-		return nil, inFile(err, path)
-	}
-	return newFile(f, path, info.Size(), h), nil
+	return &File{Path: path, Size: info.Size(), f: f}, nil
 }
 
 func newFile(f *os.File, path string, size int64, h *header) *File {

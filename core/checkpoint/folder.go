@@ -15,39 +15,54 @@ const (
 	indexName  = "model.safetensors.index.json"
 )
 
-// Folder is an open checkpoint: one file, or shards and their index.
+// Folder is an open checkpoint: one file, or shards and their index, or a
+// distributed checkpoint.
 type Folder struct {
-	Dir      string
-	Files    []*File   // by name
-	Tensors  []*Tensor // by file, then offset
-	Unlisted []string  // safetensors files here that the checkpoint does not use
-	Sharded  bool      // there is an index
-	Torch    bool      // its files are torch.save's
+	Dir         string
+	Files       []*File   // by name
+	Tensors     []*Tensor // by file, then offset; of a distributed checkpoint as its metadata has them
+	Unlisted    []string  // safetensors files here that the checkpoint does not use
+	Ignored     []string  // what a distributed checkpoint holds besides the model's weights, in words
+	Sharded     bool      // there is an index
+	Torch       bool      // its files are torch.save's
+	Distributed bool      // it is torch.distributed.checkpoint's
 
 	byName map[string]*Tensor
+	key    string // of the weights among what trainers keep with them; "": the usual ones
 }
 
 // Open opens a checkpoint folder and checks every header, and the index and the
-// shards against each other. Safetensors files are preferred to PyTorch's. The
-// path may also be that of one file of either kind, whose folder is then Dir.
-// The caller closes the folder.
-func Open(dir string) (*Folder, error) {
+// shards against each other. Safetensors files are preferred to PyTorch's, and
+// those to a distributed checkpoint. The path may also be that of one file of
+// safetensors or PyTorch, whose folder is then Dir. The caller closes the folder.
+func Open(dir string) (*Folder, error) { return OpenModel(dir, "") }
+
+// OpenModel is Open for checkpoints that hold more than the weights: key says
+// under which dictionary the weights are (dotted, as app.model). Safetensors
+// hold weights only, and take no notice of it.
+func OpenModel(dir, key string) (*Folder, error) {
 	if info, err := os.Stat(dir); err == nil && info.Mode().IsRegular() {
-		return openSingle(dir)
+		return openSingle(dir, key)
+	}
+	if _, ok := distributedIn(dir); ok && !isShards(dir) {
+		return openDistributed(dir, key)
+	}
+	if cut := cutShards(dir); len(cut) > 0 && !isShards(dir) {
+		return openCutShards(dir, cut)
 	}
 	shards, index, err := shardsOf(dir)
 	if err != nil {
 		return nil, err
 	}
-	d := &Folder{Dir: dir, Sharded: index != nil, Torch: isTorch(shards[0]), byName: map[string]*Tensor{}}
+	d := &Folder{Dir: dir, Sharded: index != nil, Torch: isTorch(shards[0]), byName: map[string]*Tensor{}, key: key}
 	if err := d.open(shards, index); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-func openSingle(path string) (*Folder, error) {
-	d := &Folder{Dir: filepath.Dir(path), Torch: isTorch(path), byName: map[string]*Tensor{}}
+func openSingle(path, key string) (*Folder, error) {
+	d := &Folder{Dir: filepath.Dir(path), Torch: isTorch(path), byName: map[string]*Tensor{}, key: key}
 	if err := d.openFile(path); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -59,7 +74,7 @@ func isTorch(name string) bool { return filepath.Ext(name) != ".safetensors" }
 func (d *Folder) openFile(path string) error {
 	open := OpenFile
 	if d.Torch {
-		open = OpenTorch
+		open = func(path string) (*File, error) { return OpenTorch(path, d.key) }
 	}
 	f, err := open(path)
 	if err != nil {
@@ -126,11 +141,40 @@ func notFound(dir string) error {
 			e.Hint = "name the file itself, such as " + other[0]
 		}
 	}
-	if shards, _ := filepath.Glob(filepath.Join(dir, "*.distcp")); len(shards) > 0 {
-		e.Reason = "is a distributed checkpoint of PyTorch (.distcp), whose tensors are cut over files"
-		e.Hint = "put it together first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch " + dir + " model.pt, and merge model.pt"
+	for _, f := range foreign {
+		if found, _ := filepath.Glob(filepath.Join(dir, f.pattern)); len(found) > 0 {
+			e.Reason, e.Hint, e.Err = f.is, f.convert, ErrFormat
+			return e
+		}
 	}
 	return e
+}
+
+// foreign are checkpoints that are not read, by a file that they have, with how
+// to make of them one that is.
+var foreign = [...]struct{ pattern, is, convert string }{
+	{"__*.metadata", "is a distributed checkpoint of PyTorch whose ranks wrote metadata of their own (use_collectives=False)",
+		"load it in the training script and save it again, with use_collectives=True"},
+	{"*.distcp", "holds parts of a distributed checkpoint of PyTorch (.distcp) but no " + metadataName + ": the save did not end, or the copy is not whole",
+		"copy it again, " + metadataName + " too, or use another checkpoint"},
+	{"*_model_states.pt", deepspeed, deepspeedConvert}, {"global_step*/*_model_states.pt", deepspeed, deepspeedConvert},
+	{"mp_rank_*/model_optim_rng.pt", megatron, megatronConvert}, {"iter_*/mp_rank_*/model_optim_rng.pt", megatron, megatronConvert},
+	{"*/.zarray", "is a checkpoint of Megatron in zarr", megatronConvert},
+	{"model*.npz", "holds arrays of numpy", "load them in Python and save them with safetensors.numpy.save_file"},
+	{"tf_model.h5", "holds weights of TensorFlow", "load it with from_pretrained(..., from_tf=True) and save_pretrained"},
+	{"flax_model.msgpack", "holds weights of Flax", "load it with from_pretrained(..., from_flax=True) and save_pretrained"},
+}
+
+const (
+	deepspeed        = "is a checkpoint of DeepSpeed, which cuts its tensors over ranks in its own way"
+	deepspeedConvert = "put it together: python zero_to_fp32.py DIR OUT --safe_serialization (the script lies beside the checkpoint), and merge OUT"
+	megatron         = "is a sharded checkpoint of Megatron, whose ranks hold pieces that only its model code can put together"
+	megatronConvert  = "export it to Hugging Face's layout with Megatron-LM's tools/checkpoint/convert.py or Megatron Bridge, and merge that"
+)
+
+// isShards says whether there are whole safetensors or PyTorch files.
+func isShards(dir string) bool {
+	return hasEither(dir, singleName, indexName) || hasEither(dir, torchSingleName, torchIndexName)
 }
 
 func hasEither(dir, single, index string) bool {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 )
 
 const hashChunk = 1 << 20
@@ -31,6 +32,9 @@ func (t *Tensor) Hash(ctx context.Context) (sum [sha256.Size]byte, err error) {
 
 // read fills p with the tensor's bytes from at on.
 func (t *Tensor) read(p []byte, at int64) error {
+	if t.cut != nil {
+		return t.readCut(p, at)
+	}
 	n, err := t.File.ReadAt(p, t.Offset+at)
 	if n == len(p) {
 		return nil
@@ -39,6 +43,19 @@ func (t *Tensor) read(p []byte, at int64) error {
 	e.Tensor = t.Name
 	if errors.Is(err, io.EOF) {
 		e.Reason, e.Err = fmt.Sprintf("the file ends at byte %d of the tensor: it was cut while in use", at+int64(n)), ErrTruncated
+	}
+	return e
+}
+
+func (t *Tensor) readCut(p []byte, at int64) error {
+	err := t.cut.ReadAt(p, at)
+	if err == nil {
+		return nil
+	}
+	// The reason names the file of the part.
+	e := &Error{Op: "read", File: filepath.Dir(t.File.Path), Tensor: t.Name, Reason: err.Error(), Hint: remedy(err), Err: err}
+	if errors.Is(err, io.EOF) {
+		e.Reason, e.Err = err.Error()+": it was cut while in use", ErrTruncated
 	}
 	return e
 }

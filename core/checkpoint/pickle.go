@@ -15,8 +15,11 @@ import (
 // unpickle reads a pickle as data. It never calls or imports anything: a global
 // is its name, calling one is a record of the call, and what the caller does not
 // know stays such a record. Memory is bounded by the length of the stream.
-func unpickle(r io.Reader) (any, error) {
-	m := &machine{in: bufio.NewReader(r), memo: map[uint32]any{}}
+func unpickle(r io.Reader) (any, error) { return unpickleOf(r, nil) }
+
+// unpickleOf also refuses a global that is not among the known; nil: none is.
+func unpickleOf(r io.Reader, known func(pickledGlobal) bool) (any, error) {
+	m := &machine{in: bufio.NewReader(r), memo: map[uint32]any{}, known: known}
 	for {
 		op, err := m.in.ReadByte()
 		if err == nil && op == '.' {
@@ -44,8 +47,9 @@ type (
 		values []any
 	}
 	pickledCall struct { // of a global, or an object with a state
-		of   any
-		args pickledTuple
+		of    any
+		args  pickledTuple
+		state any
 	}
 	pickledID struct{ id any } // an object that lies outside of the pickle
 	mark      struct{}
@@ -55,6 +59,14 @@ type machine struct {
 	in    *bufio.Reader
 	stack []any
 	memo  map[uint32]any
+	known func(pickledGlobal) bool
+}
+
+// unknownGlobal is a global that has no place in the file at hand.
+type unknownGlobal struct{ name pickledGlobal }
+
+func (u *unknownGlobal) Error() string {
+	return "the pickle names " + kindOf(u.name) + ", which is not known here"
 }
 
 func (m *machine) push(x any) error {
@@ -199,7 +211,7 @@ func (m *machine) global(op byte) error {
 		if err != nil {
 			return err
 		}
-		return m.push(pickledGlobal(strings.TrimSuffix(module, "\n") + " " + strings.TrimSuffix(name, "\n")))
+		return m.pushGlobal(strings.TrimSuffix(module, "\n"), strings.TrimSuffix(name, "\n"))
 	}
 	name, err := m.pop()
 	if err != nil {
@@ -214,7 +226,15 @@ func (m *machine) global(op byte) error {
 	if !isText || !isName {
 		return errors.New("the pickle names a global by something other than texts")
 	}
-	return m.push(pickledGlobal(a + " " + b))
+	return m.pushGlobal(a, b)
+}
+
+func (m *machine) pushGlobal(module, name string) error {
+	g := pickledGlobal(module + " " + name)
+	if m.known != nil && !m.known(g) {
+		return &unknownGlobal{g}
+	}
+	return m.push(g)
 }
 
 func (m *machine) memory(op byte) error {
@@ -284,7 +304,10 @@ func (m *machine) fill(op byte) error {
 		for i := 0; op != 'b' && i+1 < len(items); i += 2 { // a state is attributes, such as _metadata
 			to.keys, to.values = append(to.keys, items[i]), append(to.values, items[i+1])
 		}
-	case *pickledCall: // an object's state or items, which nobody asks for
+	case *pickledCall:
+		if op == 'b' { // items of an object are not asked for
+			to.state = items[0]
+		}
 	default:
 		return fmt.Errorf("the pickle fills a %T", to)
 	}

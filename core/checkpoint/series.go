@@ -83,7 +83,8 @@ func candidates(root string) ([]string, error) {
 }
 
 func isCheckpoint(dir string) bool {
-	return hasEither(dir, singleName, indexName) || hasEither(dir, torchSingleName, torchIndexName)
+	_, distributed := distributedIn(dir)
+	return distributed || isShards(dir) || len(cutShards(dir)) > 0
 }
 
 func stepOf(dir string, pattern *regexp.Regexp) (int64, bool, error) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -31,26 +30,21 @@ func torchDtype(name string) (Dtype, bool) {
 	return d, ok
 }
 
+// modelKeys are where trainers put the weights in a dictionary that holds more.
+var modelKeys = [...]string{"state_dict", "model_state_dict", "model", "module"}
+
 // OpenTorch opens a file that torch.save has written (since PyTorch 1.6: a zip
 // archive) and finds its tensors, without running the pickle in it. The file
-// holds a dictionary of tensors, or one that holds such a dictionary as
-// state_dict, model, module or model_state_dict. As in a safetensors file each
-// tensor is a range of the file; no tensor's bytes are read.
-func OpenTorch(name string) (*File, error) {
-	info, err := os.Stat(name)
+// holds a dictionary of tensors, or one that holds such a dictionary under key
+// (dotted; "": as state_dict, model_state_dict, model or module). As in a
+// safetensors file each tensor is a range of the file; no tensor's bytes are read.
+func OpenTorch(name, key string) (*File, error) {
+	file, err := openRegular(name)
 	if err != nil {
-		return nil, system("read", name, err)
+		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, &Error{Op: "read", File: name, Reason: "not a regular file", Err: ErrFormat}
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, system("read", name, err)
-	}
-	file := &File{Path: name, Size: info.Size(), f: f}
-	if err := file.readTorch(); err != nil {
-		f.Close()
+	if err := file.readTorch(key); err != nil {
+		file.Close()
 		return nil, inFile(err, name)
 	}
 	return file, nil
@@ -58,55 +52,75 @@ func OpenTorch(name string) (*File, error) {
 
 // archive is an open torch zip.
 type archive struct {
-	file    *File
-	entries map[string]*zip.File // without the leading folder
-	seen    map[string]bool
+	file        *File
+	start, size int64                // of the archive in the file
+	entries     map[string]*zip.File // without the leading folder
+	seen        map[string]bool
 }
 
-func (f *File) readTorch() error {
-	var magic [2]byte
-	if _, err := f.f.ReadAt(magic[:], 0); err != nil && !errors.Is(err, io.EOF) {
-		return system("read", "", err)
+func (f *File) readTorch(key string) error {
+	a, err := f.archive(0, f.Size)
+	if err != nil {
+		return err
 	}
-	z, err := zip.NewReader(f.f, f.Size)
+	return a.read(key)
+}
+
+// archive opens the zip that is a range of the file.
+func (f *File) archive(start, size int64) (*archive, error) {
+	var magic [2]byte
+	section := io.NewSectionReader(f.f, start, size)
+	if _, err := section.ReadAt(magic[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, system("read", "", err)
+	}
+	z, err := zip.NewReader(section, size)
 	switch {
 	case magic[0] == 0x80:
 		e := malformed("", "a bare pickle, as PyTorch wrote before 1.6 or pickle.dump writes: it is not read")
 		e.Hint = "load it with the program that wrote it and torch.save it again"
-		return e
+		return nil, e
 	case !bytes.Equal(magic[:], []byte("PK")):
 		e := malformed("", "neither a safetensors file nor a zip archive of torch.save")
 		e.Hint = torchConvert
-		return e
+		return nil, e
 	case err != nil:
-		return &Error{Op: "read", Reason: "the zip archive is damaged or cut short: " + err.Error(), Hint: "copy or download the file again", Err: ErrTruncated}
+		return nil, &Error{Op: "read", Reason: "the zip archive is damaged or cut short: " + err.Error(), Hint: "copy or download the file again", Err: ErrTruncated}
 	}
-	a := &archive{file: f, entries: map[string]*zip.File{}, seen: map[string]bool{}}
+	a := &archive{file: f, start: start, size: size, entries: map[string]*zip.File{}, seen: map[string]bool{}}
 	for _, entry := range z.File {
 		_, inner, _ := strings.Cut(entry.Name, "/")
 		if _, dup := a.entries[inner]; dup {
-			return malformed("", "the archive holds %q twice", entry.Name)
+			return nil, malformed("", "the archive holds %q twice", entry.Name)
 		}
 		a.entries[inner] = entry
 	}
-	return a.read()
+	return a, nil
 }
 
-func (a *archive) read() error {
+// root is what was saved.
+func (a *archive) root() (any, error) {
 	if order, err := a.content("byteorder", 16); err == nil && string(order) != "little" {
-		return malformed("", "byte order %q: want little", order)
+		return nil, malformed("", "byte order %q: want little", order)
 	}
 	text, err := a.content("data.pkl", maxHeader)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	root, err := unpickle(bytes.NewReader(text))
 	if err != nil {
 		e := malformed("", "%v", err)
 		e.Hint = torchConvert
-		return e
+		return nil, e
 	}
-	state, err := stateOf(root)
+	return root, nil
+}
+
+func (a *archive) read(key string) error {
+	root, err := a.root()
+	if err != nil {
+		return err
+	}
+	state, err := stateOf(root, key)
 	if err != nil {
 		return err
 	}
@@ -149,37 +163,61 @@ func (a *archive) content(name string, most uint64) ([]byte, error) {
 }
 
 // stateOf finds the dictionary of tensors.
-func stateOf(root any) (*pickledDict, error) {
+func stateOf(root any, key string) (*pickledDict, error) {
 	dict, ok := root.(*pickledDict)
 	if !ok {
 		e := malformed("", "holds %s: want a dictionary of tensors", kindOf(root))
 		e.Hint = "save model.state_dict(), not the model"
 		return nil, e
 	}
-	for _, wanted := range [...]string{"state_dict", "model_state_dict", "model", "module"} {
-		for i, key := range dict.keys {
-			if inner, ok := dict.values[i].(*pickledDict); ok && key == wanted {
-				return inner, nil
-			}
+	if key != "" {
+		return descend(dict, key)
+	}
+	for _, wanted := range modelKeys {
+		if inner, ok := dict.find(wanted).(*pickledDict); ok {
+			return inner, nil
 		}
 	}
 	return dict, nil
+}
+
+// descend follows a dotted key.
+func descend(dict *pickledDict, key string) (*pickledDict, error) {
+	for step := range strings.SplitSeq(key, ".") {
+		inner, ok := dict.find(step).(*pickledDict)
+		if !ok {
+			return nil, &Error{Op: "read", Err: ErrMissing, Reason: fmt.Sprintf("holds no dictionary %q", key), Hint: "there are: " + dict.dictionaries()}
+		}
+		dict = inner
+	}
+	return dict, nil
+}
+
+func (d *pickledDict) find(key string) any {
+	for i, k := range d.keys {
+		if k == key {
+			return d.values[i]
+		}
+	}
+	return nil
+}
+
+// dictionaries lists the keys of those in d, for messages.
+func (d *pickledDict) dictionaries() string {
+	var names []string
+	for i, key := range d.keys {
+		if _, ok := d.values[i].(*pickledDict); ok && len(names) < maxMismatches {
+			names = append(names, fmt.Sprintf("%.40v", key))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 func (a *archive) add(name string, value any) error {
 	if value == nil {
 		return nil // a module's extra state, of which there is none
 	}
-	call, ok := value.(*pickledCall)
-	if ok && call.of == pickledGlobal("torch._utils _rebuild_parameter") && len(call.args) > 0 {
-		call, ok = call.args[0].(*pickledCall)
-	}
-	if !ok || (call.of != pickledGlobal("torch._utils _rebuild_tensor_v2") && call.of != pickledGlobal("torch._utils _rebuild_tensor_v3")) {
-		e := malformed(name, "is %s: want a plain tensor", kindOf(value))
-		e.Hint = "save a dictionary of tensors alone, or under the name state_dict"
-		return e
-	}
-	t, err := a.tensor(name, call)
+	t, err := a.rebuild(name, value)
 	if err != nil {
 		return err
 	}
@@ -189,6 +227,20 @@ func (a *archive) add(name string, value any) error {
 	a.seen[name] = true
 	a.file.Tensors = append(a.file.Tensors, t)
 	return nil
+}
+
+// rebuild finds the tensor that a value is.
+func (a *archive) rebuild(name string, value any) (*Tensor, error) {
+	call, ok := value.(*pickledCall)
+	if ok && call.of == pickledGlobal("torch._utils _rebuild_parameter") && len(call.args) > 0 {
+		call, ok = call.args[0].(*pickledCall)
+	}
+	if !ok || (call.of != pickledGlobal("torch._utils _rebuild_tensor_v2") && call.of != pickledGlobal("torch._utils _rebuild_tensor_v3")) {
+		e := malformed(name, "is %s: want a plain tensor", kindOf(value))
+		e.Hint = "save a dictionary of tensors alone, or under the name state_dict"
+		return nil, e
+	}
+	return a.tensor(name, call)
 }
 
 // tensor checks the arguments of _rebuild_tensor_v2(storage, offset, shape,
@@ -247,11 +299,11 @@ func (a *archive) place(name string, dtype Dtype, shape []int64, offset int64, e
 	if err != nil {
 		return nil, malformed(name, "its storage: %v", err)
 	}
-	if end := begin + int64(entry.UncompressedSize64); begin < 0 || end < begin || end > a.file.Size {
+	if end := begin + int64(entry.UncompressedSize64); begin < 0 || end < begin || end > a.size {
 		return nil, &Error{Op: "read", Tensor: name, Err: ErrTruncated, Hint: "copy or download the file again",
-			Reason: fmt.Sprintf("truncated: its storage ends at byte %d, the file at %d", end, a.file.Size)}
+			Reason: fmt.Sprintf("truncated: its storage ends at byte %d, the archive at %d", end, a.size)}
 	}
-	return &Tensor{Name: name, Dtype: dtype, Shape: shape, File: a.file, Offset: begin + offset*width, Size: size}, nil
+	return &Tensor{Name: name, Dtype: dtype, Shape: shape, File: a.file, Offset: a.start + begin + offset*width, Size: size}, nil
 }
 
 func integers(x any) ([]int64, bool) {

@@ -85,7 +85,7 @@ func TestOpenTorch(t *testing.T) {
 		"plain": tensors, "of a trainer": dictOf(text("epoch"), integer(-3), text("optimizer"), global("os", "system")+tupleOf(text("true"))+"R", text("state_dict"), tensors),
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, err := OpenTorch(torchFile(t, map[string]string{"data.pkl": pickleOf(body), "data/0": twelve, "byteorder": "little"}))
+			f, err := OpenTorch(torchFile(t, map[string]string{"data.pkl": pickleOf(body), "data/0": twelve, "byteorder": "little"}), "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -132,7 +132,7 @@ func TestTorchRefusals(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			f, err := OpenTorch(torchFile(t, map[string]string{"data.pkl": c.pickle, "data/0": twelve}))
+			f, err := OpenTorch(torchFile(t, map[string]string{"data.pkl": c.pickle, "data/0": twelve}), "")
 			if err == nil {
 				f.Close()
 				t.Fatal("accepted")
@@ -153,7 +153,7 @@ func TestTorchRefusals(t *testing.T) {
 		{"no pickle", "data.pkl", map[string]string{"data/0": twelve}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if _, err := OpenTorch(torchFile(t, c.entries, c.deflated...)); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), c.says) {
+			if _, err := OpenTorch(torchFile(t, c.entries, c.deflated...), ""); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("error %v: want %q in it", err, c.says)
 			}
 		})
@@ -175,11 +175,6 @@ func TestNotATorchFile(t *testing.T) {
 		if _, err := Open(filepath.Dir(path)); !errors.As(err, &e) || !strings.Contains(e.Reason, c.says) || e.Hint == "" || e.File != path {
 			t.Errorf("%s: error %v: want %q, the file and a hint in it", name, err, c.says)
 		}
-	}
-	dcp := t.TempDir()
-	put(t, dcp, map[string]string{".metadata": "", "__0_0.distcp": ""})
-	if _, err := Open(dcp); err == nil || !strings.Contains(err.Error(), "dcp_to_torch") {
-		t.Errorf("error %v: want how to convert a distributed checkpoint", err)
 	}
 }
 

@@ -14,9 +14,12 @@ type Extent struct {
 	Offset   int64
 	Size     int64
 	Writable bool
+	// Cut: the bytes lie in several places, and are only read. File is then that
+	// of the first part, and Offset 0.
+	Cut *Cut
 }
 
-// Mapping is a part of a file in memory.
+// Mapping is a part of a file, or of a cut tensor, in memory.
 type Mapping struct {
 	bytes []byte // as asked for
 	pages []byte // as mapped
@@ -31,6 +34,9 @@ func (e Extent) Map(start, length int64) (*Mapping, error) {
 	}
 	if length == 0 {
 		return &Mapping{}, nil
+	}
+	if e.Cut != nil {
+		return e.Cut.mapRange(start, length)
 	}
 	protection := unix.PROT_READ
 	if e.Writable {
@@ -51,6 +57,10 @@ func (e Extent) Map(start, length int64) (*Mapping, error) {
 // costs little where they are there already, which their ends and middle tell:
 // the system's own advice looks at every page.
 func (e Extent) WillNeed(start, length int64) {
+	if e.Cut != nil {
+		e.Cut.willNeed(start, length)
+		return
+	}
 	at := e.Offset + start
 	if e.cached(at) && e.cached(at+length/2) && e.cached(at+length-1) {
 		return

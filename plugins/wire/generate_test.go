@@ -186,6 +186,18 @@ func extents(writable bool) *rapid.Generator[tensor.Extent] {
 	})
 }
 
+// rowByRow cuts an array along its first axis.
+func rowByRow(t *rapid.T, dtype tensor.Dtype, shape []int64) *tensor.Cut {
+	c := &tensor.Cut{Item: dtype.Size(), Shape: shape}
+	for i := range shape[0] {
+		at := make([]int64, len(shape))
+		at[0] = i
+		p := tensor.Part{Offset: rapid.Int64Range(0, 1<<40).Draw(t, "part"), At: at, Shape: append([]int64{1}, shape[1:]...)}
+		c.Parts = append(c.Parts, p)
+	}
+	return c
+}
+
 var mergeRequests = rapid.Custom(func(t *rapid.T) *core.MergeRequest {
 	sources, outputs := rapid.IntRange(1, 3).Draw(t, "sources"), rapid.IntRange(1, 3).Draw(t, "outputs")
 	req := &core.MergeRequest{
@@ -205,6 +217,9 @@ var mergeRequests = rapid.Custom(func(t *rapid.T) *core.MergeRequest {
 			o.Extent.Size = o.Dtype.Size()
 			for _, d := range shape {
 				o.Extent.Size *= d
+			}
+			if !writable && o.Extent.Size > 0 && len(shape) > 0 && rapid.Bool().Draw(t, "cut") {
+				o.Extent.Offset, o.Extent.Cut = 0, rowByRow(t, o.Dtype, shape)
 			}
 			return o
 		}

@@ -136,6 +136,11 @@ func refused(t *testing.T, err error, expect string) {
 	}
 }
 
+// part puts an input into parts, of which this is one.
+func part(p *pb.FilePart) func(*pb.MergeRequest) {
+	return func(m *pb.MergeRequest) { m.Tensors[0].Inputs[0].Parts = []*pb.FilePart{p} }
+}
+
 func TestHostileMerge(t *testing.T) {
 	make := func() *pb.MergeRequest {
 		ref := func(writable bool) *pb.FileRef {
@@ -170,6 +175,16 @@ func TestHostileMerge(t *testing.T) {
 		{"weight is not a number", func(m *pb.MergeRequest) { m.Weights[0].Values[0] = math.NaN() }, "weight"},
 		{"steps for other sources", func(m *pb.MergeRequest) { m.Steps = []float64{1} }, "steps"},
 		{"threads", func(m *pb.MergeRequest) { m.Threads = -1 }, "threads"},
+		{"part of other axes", part(&pb.FilePart{FileId: 1, At: []int64{0}, Shape: []int64{2}}), "axes"},
+		{"part below zero", part(&pb.FilePart{FileId: 1, At: []int64{-1, 0}, Shape: []int64{1, 3}}), "outside"},
+		{"part past the end", part(&pb.FilePart{FileId: 1, At: []int64{math.MaxInt64, 0}, Shape: []int64{1, 3}}), "outside"},
+		{"part larger than the array", part(&pb.FilePart{FileId: 1, At: []int64{0, 0}, Shape: []int64{2, 4}}), "outside"},
+		{"part without elements", part(&pb.FilePart{FileId: 1, At: []int64{0, 0}, Shape: []int64{0, 3}}), "outside"},
+		{"part of a file not announced", part(&pb.FilePart{FileId: 2, At: []int64{0, 0}, Shape: []int64{2, 3}}), "outside"},
+		{"part before its file", part(&pb.FilePart{FileId: 1, Offset: -1, At: []int64{0, 0}, Shape: []int64{2, 3}}), "outside"},
+		{"output in parts", func(m *pb.MergeRequest) {
+			m.Tensors[0].Outputs[0].Parts = []*pb.FilePart{{FileId: 1, At: []int64{0, 0}, Shape: []int64{2, 3}}}
+		}, "output in parts"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := make()

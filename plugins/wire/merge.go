@@ -2,6 +2,7 @@ package wire
 
 import (
 	"github.com/trivium-ml/trivium/core"
+	"github.com/trivium-ml/trivium/core/tensor"
 	pb "github.com/trivium-ml/trivium/plugins/proto/v1"
 )
 
@@ -84,11 +85,25 @@ func encodeOperands(operands []core.MergeOperand, writable bool, place Placement
 }
 
 func encodeOperand(o core.MergeOperand, writable bool, place Placement) (*pb.FileRef, error) {
-	id, offset, err := place(o, writable)
-	if err != nil {
-		return nil, err
+	ref := &pb.FileRef{Size: o.Extent.Size, Dtype: pb.Dtype(o.Dtype), Writable: writable, Path: o.Path}
+	var err error
+	if o.Extent.Cut == nil {
+		ref.FileId, ref.Offset, err = place(o, writable)
+		return ref, err
 	}
-	return &pb.FileRef{FileId: id, Offset: offset, Size: o.Extent.Size, Dtype: pb.Dtype(o.Dtype), Writable: writable, Path: o.Path}, nil
+	for _, p := range o.Extent.Cut.Parts {
+		size := o.Extent.Cut.Item
+		for _, n := range p.Shape {
+			size *= n
+		}
+		part := &pb.FilePart{At: p.At, Shape: p.Shape}
+		part.FileId, part.Offset, err = place(core.MergeOperand{Extent: tensor.Extent{File: p.File, Offset: p.Offset, Size: size}}, writable)
+		if err != nil {
+			return nil, err
+		}
+		ref.Parts = append(ref.Parts, part)
+	}
+	return ref, nil
 }
 
 // DecodeMerge reads a batch of tensors to merge.
@@ -176,11 +191,42 @@ func decodeOperand(m *pb.MergeTensor, ref *pb.FileRef, memory Memory, writable b
 	if ref.GetWritable() != writable {
 		return core.MergeOperand{}, core.Invalid("", "message: %s: an operand with writable=%t: want %t", m.GetName(), ref.GetWritable(), writable)
 	}
+	if len(ref.GetParts()) > 0 {
+		extent, err := decodeParts(m, ref, dtype, memory)
+		return core.MergeOperand{Dtype: dtype, Extent: extent, Path: ref.GetPath()}, err
+	}
 	extent, err := memory.File(ref.GetFileId(), ref.GetOffset(), ref.GetSize(), writable)
 	if err != nil {
 		return core.MergeOperand{}, core.Invalid("", "message: %s: %s", m.GetName(), err)
 	}
 	return core.MergeOperand{Dtype: dtype, Extent: extent, Path: ref.GetPath()}, nil
+}
+
+// decodeParts checks that each part lies in the array and in its file. That they
+// tile the array shows when they are read.
+func decodeParts(m *pb.MergeTensor, ref *pb.FileRef, dtype tensor.Dtype, memory Memory) (tensor.Extent, error) {
+	if ref.GetWritable() {
+		return tensor.Extent{}, core.Invalid("", "message: %s: an output in parts", m.GetName())
+	}
+	cut := &tensor.Cut{Item: dtype.Size(), Shape: m.GetShape()}
+	for _, p := range ref.GetParts() {
+		if len(p.GetAt()) != len(m.GetShape()) || len(p.GetShape()) != len(m.GetShape()) {
+			return tensor.Extent{}, core.Invalid("", "message: %s: a part at %v of shape %v: want %d axes", m.GetName(), p.GetAt(), p.GetShape(), len(m.GetShape()))
+		}
+		size := dtype.Size()
+		for axis, n := range p.GetShape() {
+			if at := p.GetAt()[axis]; at < 0 || n < 1 || n > m.GetShape()[axis] || at > m.GetShape()[axis]-n {
+				return tensor.Extent{}, core.Invalid("", "message: %s: a part at %v of shape %v outside of %v", m.GetName(), p.GetAt(), p.GetShape(), m.GetShape())
+			}
+			size *= n // at most the array's size
+		}
+		in, err := memory.File(p.GetFileId(), p.GetOffset(), size, false)
+		if err != nil {
+			return tensor.Extent{}, core.Invalid("", "message: %s: %s", m.GetName(), err)
+		}
+		cut.Parts = append(cut.Parts, tensor.Part{File: in.File, Offset: in.Offset, At: p.GetAt(), Shape: p.GetShape()})
+	}
+	return tensor.Extent{File: cut.Parts[0].File, Size: ref.GetSize(), Cut: cut}, nil
 }
 
 // EncodeMergeResponse converts the report on a batch.

@@ -359,7 +359,8 @@ type FileRef struct {
 	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`     // bytes
 	Dtype         Dtype                  `protobuf:"varint,4,opt,name=dtype,proto3,enum=trivium.v1.Dtype" json:"dtype,omitempty"`
 	Writable      bool                   `protobuf:"varint,5,opt,name=writable,proto3" json:"writable,omitempty"`
-	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"` // of the file, for messages; empty: unknown
+	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`   // of the file, for messages; empty: unknown
+	Parts         []*FilePart            `protobuf:"bytes,7,rep,name=parts,proto3" json:"parts,omitempty"` // not empty: the array is read from these in place of file_id and offset
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -436,6 +437,82 @@ func (x *FileRef) GetPath() string {
 	return ""
 }
 
+func (x *FileRef) GetParts() []*FilePart {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// A box of an array that is cut over files, dense and row-major in one of them.
+type FilePart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FileId        uint64                 `protobuf:"varint,1,opt,name=file_id,json=fileId,proto3" json:"file_id,omitempty"`
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`      // bytes from the start of what was announced
+	At            []int64                `protobuf:"varint,3,rep,packed,name=at,proto3" json:"at,omitempty"`       // where the box begins in the array
+	Shape         []int64                `protobuf:"varint,4,rep,packed,name=shape,proto3" json:"shape,omitempty"` // its sizes, all above zero
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FilePart) Reset() {
+	*x = FilePart{}
+	mi := &file_trivium_v1_memory_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FilePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FilePart) ProtoMessage() {}
+
+func (x *FilePart) ProtoReflect() protoreflect.Message {
+	mi := &file_trivium_v1_memory_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FilePart.ProtoReflect.Descriptor instead.
+func (*FilePart) Descriptor() ([]byte, []int) {
+	return file_trivium_v1_memory_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FilePart) GetFileId() uint64 {
+	if x != nil {
+		return x.FileId
+	}
+	return 0
+}
+
+func (x *FilePart) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *FilePart) GetAt() []int64 {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *FilePart) GetShape() []int64 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
 var File_trivium_v1_memory_proto protoreflect.FileDescriptor
 
 const file_trivium_v1_memory_proto_rawDesc = "" +
@@ -466,14 +543,20 @@ const file_trivium_v1_memory_proto_rawDesc = "" +
 	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06offset\x18\x04 \x01(\x03R\x06offset\"\xa7\x01\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\"\xd3\x01\n" +
 	"\aFileRef\x12\x17\n" +
 	"\afile_id\x18\x01 \x01(\x04R\x06fileId\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\x12'\n" +
 	"\x05dtype\x18\x04 \x01(\x0e2\x11.trivium.v1.DtypeR\x05dtype\x12\x1a\n" +
 	"\bwritable\x18\x05 \x01(\bR\bwritable\x12\x12\n" +
-	"\x04path\x18\x06 \x01(\tR\x04path*\xb3\x02\n" +
+	"\x04path\x18\x06 \x01(\tR\x04path\x12*\n" +
+	"\x05parts\x18\a \x03(\v2\x14.trivium.v1.FilePartR\x05parts\"a\n" +
+	"\bFilePart\x12\x17\n" +
+	"\afile_id\x18\x01 \x01(\x04R\x06fileId\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x0e\n" +
+	"\x02at\x18\x03 \x03(\x03R\x02at\x12\x14\n" +
+	"\x05shape\x18\x04 \x03(\x03R\x05shape*\xb3\x02\n" +
 	"\x05Dtype\x12\x15\n" +
 	"\x11DTYPE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rDTYPE_FLOAT32\x10\x01\x12\x12\n" +
@@ -508,23 +591,25 @@ func file_trivium_v1_memory_proto_rawDescGZIP() []byte {
 }
 
 var file_trivium_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_trivium_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_trivium_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_trivium_v1_memory_proto_goTypes = []any{
 	(Dtype)(0),        // 0: trivium.v1.Dtype
 	(*MemoryRef)(nil), // 1: trivium.v1.MemoryRef
 	(*TensorRef)(nil), // 2: trivium.v1.TensorRef
 	(*DeviceRef)(nil), // 3: trivium.v1.DeviceRef
 	(*FileRef)(nil),   // 4: trivium.v1.FileRef
+	(*FilePart)(nil),  // 5: trivium.v1.FilePart
 }
 var file_trivium_v1_memory_proto_depIdxs = []int32{
 	0, // 0: trivium.v1.TensorRef.dtype:type_name -> trivium.v1.Dtype
 	3, // 1: trivium.v1.TensorRef.memory:type_name -> trivium.v1.DeviceRef
 	0, // 2: trivium.v1.FileRef.dtype:type_name -> trivium.v1.Dtype
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	5, // 3: trivium.v1.FileRef.parts:type_name -> trivium.v1.FilePart
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_trivium_v1_memory_proto_init() }
@@ -538,7 +623,7 @@ func file_trivium_v1_memory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trivium_v1_memory_proto_rawDesc), len(file_trivium_v1_memory_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -74,6 +74,8 @@ def merge(
     weights: Sequence[float] | None = None,
     steps: Sequence[float] | None = None,
     base: str | PathLike[str] | None = None,
+    model_key: str | None = None,
+    config_from: str | PathLike[str] | None = None,
     dtype: str | None = None,
     float64: bool = False,
     allow_non_finite: bool = False,
@@ -98,9 +100,10 @@ def merge(
     ----------
     sources : sequence of paths
         Checkpoints, oldest first: Hugging Face folders, or single files, of safetensors or
-        of what ``torch.save`` writes (its pickle is read and never run).
+        of what ``torch.save`` writes, or folders of ``torch.distributed.checkpoint``
+        (their pickles are read and never run).
     out : path
-        Folder to be made. Configuration and tokenizer come from the newest source.
+        Folder to be made.
     method : str
         ``trivium.list("merge")`` shows what there is and ``trivium.info(name)`` the
         parameters that ``**params`` takes.
@@ -110,6 +113,14 @@ def merge(
         Training step of each source.
     base : path, optional
         For methods that work on differences.
+    model_key : str, optional
+        Which dictionary has the weights in sources of PyTorch that hold more, dotted, as
+        ``"app.model"``. Default: ``state_dict``, ``model_state_dict``, ``model`` or ``module``
+        at the root; else the tensors at the root; else such a dictionary in the only one at
+        the root that has one. What is left out, as an optimizer's state, is in ``warnings``.
+    config_from : path, optional
+        Folder that configuration and tokenizer are copied from; default: the newest source.
+        A distributed checkpoint often has none: then name one, or ``"none"`` for weights alone.
     dtype : str, optional
         Of the merged tensors; default: the sources', which must agree.
     float64 : bool
@@ -146,6 +157,8 @@ def merge(
         "method": method,
         "sources": [fspath(s) for s in sources],
         "base": fspath(base) if base is not None else "",
+        "model_key": model_key or "",
+        "config_from": fspath(config_from) if config_from is not None else "",
         "out": fspath(out),
         "weights": None if weights is None else [float(w) for w in weights],
         "steps": None if steps is None else [float(s) for s in steps],

@@ -7,6 +7,7 @@ package tile
 import (
 	"context"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"github.com/trivium-ml/trivium/core"
@@ -117,7 +118,7 @@ func (b *batch) shrinkingTiles() []job {
 		n := length(t.Shape)
 		for start := int64(0); start < n; {
 			size := int64(least)
-			for size < largest && size*2*tilesEach*threads <= left {
+			for !cut(t) && size < largest && size*2*tilesEach*threads <= left {
 				size *= 2
 			}
 			count := min(upTo(t.Inputs[0], start, size), n-start)
@@ -126,6 +127,12 @@ func (b *batch) shrinkingTiles() []job {
 		}
 	}
 	return jobs
+}
+
+// cut says whether some of a tile may have to be copied to be in one piece, which
+// takes memory: tiles stay small then.
+func cut(t *core.MergeTensor) bool {
+	return slices.ContainsFunc(t.Inputs, func(o core.MergeOperand) bool { return o.Extent.Cut != nil })
 }
 
 // upTo is how many elements there are from first to the next multiple of step in

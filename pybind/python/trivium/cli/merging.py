@@ -54,6 +54,8 @@ Number = Annotated[Optional[int], typer.Option("-n", help="how many; default: al
 Interval = Annotated[Optional[int], typer.Option("-v", "--interval", help="steps from one to the next; default: neighbours")]
 End = Annotated[Optional[int], typer.Option(help="step of the newest; default: the last there is")]
 PerStep = Annotated[Optional[int], typer.Option(help="then the interval and the end are in tokens")]
+ModelKey = Annotated[Optional[str], typer.Option(help="dictionary of the weights in PyTorch checkpoints that hold more, as app.model; default: the usual ones")]
+ConfigFrom = Annotated[Optional[str], typer.Option(help="folder to copy configuration and tokenizer from, or none; default: the newest source")]
 Dtype = Annotated[Optional[str], typer.Option(help="of the merged tensors, default as in the sources")]
 Float64 = Annotated[bool, typer.Option("--float64", help="accumulate in float64")]
 NonFinite = Annotated[bool, typer.Option("--allow-non-finite", help="count NaN and infinities instead of refusing them")]
@@ -72,6 +74,8 @@ def merge(
     param: Param = None,
     weights: Annotated[Optional[str], typer.Option(help="comma-separated, one for each source")] = None,
     base: Annotated[Optional[Path], typer.Option(help="for methods that work on differences")] = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     dtype: Dtype = None,
     float64: Float64 = False,
     allow_non_finite: NonFinite = False,
@@ -86,12 +90,13 @@ def merge(
     if (config is None) == (not sources):
         raise InvalidArgument("want checkpoint folders, or --config with a mergekit configuration")
     if config is not None:
-        _merge_config(config, to, output, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
+        _merge_config(config, to, output, model_key=model_key, config_from=config_from, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
                       resume=resume, durable=durable, dry_run=dry_run, ray=_cluster(ray))  # fmt: skip
         return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
-            sources or [], to, method=method, weights=numbers("--weights", weights), base=base, dtype=dtype, float64=float64,
+            sources or [], to, method=method, weights=numbers("--weights", weights), base=base, model_key=model_key,
+            config_from=config_from, dtype=dtype, float64=float64,
             allow_non_finite=allow_non_finite, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
             ray=_cluster(ray), progress=progress, **parameters(param or []),
         )  # fmt: skip
@@ -145,6 +150,8 @@ def series_command(
     tokens_per_step: PerStep = None,
     method: Method = "sma",
     param: Param = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     dtype: Dtype = None,
     float64: Float64 = False,
     overwrite: Overwrite = False,
@@ -160,7 +167,7 @@ def series_command(
         return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
-            found.paths, to, method=method, steps=[float(s) for s in found.steps], dtype=dtype, float64=float64,
+            found.paths, to, method=method, steps=[float(s) for s in found.steps], model_key=model_key, config_from=config_from, dtype=dtype, float64=float64,
             overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run, progress=progress, **parameters(param or []),
         )  # fmt: skip
     _print_merge(report, output)
@@ -187,6 +194,8 @@ def sweep_command(
     method: Annotated[Optional[list[str]], typer.Option(help="name, or name:param=value,..; may be repeated")] = None,
     end: End = None,
     pattern: Pattern = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     text: Annotated[Optional[Path], typer.Option(help="rank by loss on this text file")] = None,
     command: Annotated[Optional[str], typer.Option(help="rank by the loss that this command prints; {} becomes the path")] = None,
     length: Annotated[int, typer.Option(help="tokens of a sequence of the text")] = 512,
@@ -211,7 +220,7 @@ def sweep_command(
         result = trivium.sweep(
             trivium.series(*roots, pattern=pattern), to, n=_integers("-n", n), interval=_integers("-v", interval) or [None],
             method=[_method(m) for m in method or ["sma", "wma", "ema"]], evaluate=evaluate,
-            references=dict(_pair("--reference", r) for r in reference or []), individuals=individuals, end=end,
+            references=dict(_pair("--reference", r) for r in reference or []), individuals=individuals, end=end, model_key=model_key, config_from=config_from,
             overwrite=overwrite, resume=resume, durable=durable, progress=progress,
         )  # fmt: skip
     if plot:
@@ -259,6 +268,8 @@ def watch_command(
     n: Annotated[int, typer.Option("-n", help="checkpoints in the merge")] = 10,
     alpha: Annotated[float, typer.Option(help="of ema: weight of the newest")] = 0.2,
     pattern: Pattern = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     every: Annotated[float, typer.Option(help="seconds between looks")] = 10.0,
     settle: Annotated[float, typer.Option(help="seconds for which files must not have changed")] = 5.0,
     anchor: Annotated[int, typer.Option(help="compute anew after so many rolls")] = 16,
@@ -273,7 +284,7 @@ def watch_command(
         out.print(f"step {merged.step}: {len(merged.steps)} checkpoints, {how}, {merged.bytes_read / 1e6:,.1f} MB read in {merged.seconds:.1f} s")
 
     made = trivium.watch(
-        root, to, method=method, n=n, alpha=alpha, pattern=pattern, every=every, settle=settle, anchor=anchor, keep=keep,
+        root, to, method=method, n=n, alpha=alpha, pattern=pattern, model_key=model_key, config_from=config_from, every=every, settle=settle, anchor=anchor, keep=keep,
         durable=durable, once=once, on_merge=say,
     )  # fmt: skip
     if not made:
@@ -288,6 +299,8 @@ def init_command(
     interval: Interval = None,
     end: End = None,
     pattern: Pattern = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     method: Method = "sma",
     optimizer: Annotated[str, typer.Option(help="reset, newest or averaged")] = "reset",
     overwrite: Overwrite = False,
@@ -301,7 +314,7 @@ def init_command(
 
     report = init(
         trivium.series(*roots, pattern=pattern), to, n=n, interval=interval, end=end, method=method, optimizer=optimizer,
-        overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
+        model_key=model_key, config_from=config_from, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
     )  # fmt: skip
     _print_merge(report, output)
 
@@ -313,6 +326,8 @@ def recover_command(
     before: Annotated[int, typer.Option(help="step at which the spike began")],
     n: Annotated[int, typer.Option("-n", help="checkpoints from before it")] = 3,
     pattern: Pattern = None,
+    model_key: ModelKey = None,
+    config_from: ConfigFrom = None,
     optimizer: Annotated[str, typer.Option(help="reset, newest or averaged")] = "reset",
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -323,8 +338,8 @@ def recover_command(
     from trivium.pma import recover
 
     report = recover(
-        trivium.series(*roots, pattern=pattern), to, before=before, n=n, optimizer=optimizer, overwrite=overwrite,
-        resume=resume, durable=durable,
+        trivium.series(*roots, pattern=pattern), to, before=before, n=n, optimizer=optimizer, model_key=model_key,
+        config_from=config_from, overwrite=overwrite, resume=resume, durable=durable,
     )  # fmt: skip
     _print_merge(report, output)
 
@@ -336,11 +351,12 @@ def similarity_command(
     interval: Interval = None,
     end: End = None,
     pattern: Pattern = None,
+    model_key: ModelKey = None,
     plot: Annotated[Optional[Path], typer.Option(help="heat map to draw")] = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Compare checkpoints pairwise, layer by layer."""
-    found = trivium.similarity(trivium.series(*roots, n=n, interval=interval, end=end, pattern=pattern))
+    found = trivium.similarity(trivium.series(*roots, n=n, interval=interval, end=end, pattern=pattern), model_key=model_key)
     if plot:
         _save(found.plot(), plot)
     if output is Output.json:

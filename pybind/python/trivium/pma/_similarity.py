@@ -105,13 +105,21 @@ def similarity(
     sources: Series | str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     pattern: str | None = None,
+    model_key: str | None = None,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
     engine: Engine | None = None,
 ) -> Similarity:
-    """Compare checkpoints pairwise, layer by layer, in one pass over the files."""
+    """Compare checkpoints pairwise, layer by layer, in one pass over the files.
+
+    Parameters
+    ----------
+    model_key : str, optional
+        As for :func:`trivium.merge`.
+    """
     found = sources if isinstance(sources, Series) else series(*([sources] if isinstance(sources, (str, PathLike)) else sources), pattern=pattern)
-    request = {"engine": (engine or default_engine()).handle, "sources": [fspath(p) for p in found.paths], "threads": threads}
+    request = {"engine": (engine or default_engine()).handle, "sources": [fspath(p) for p in found.paths],
+               "model_key": model_key or "", "threads": threads}  # fmt: skip
     result = _bridge.run("similarity", request, None, progress=progress)
     n = len(found)
     layers = result["layers"]

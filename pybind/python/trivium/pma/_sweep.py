@@ -142,6 +142,8 @@ def sweep(
     write: bool | None = None,
     end: int | None = None,
     pattern: str | None = None,
+    model_key: str | None = None,
+    config_from: str | PathLike[str] | None = None,
     dtype: str | None = None,
     float64: bool = False,
     overwrite: bool = False,
@@ -174,18 +176,21 @@ def sweep(
         Evaluate each source too.
     write : bool, optional
         Whether to write candidates; default: when there is an ``out`` or an evaluation.
+    model_key, config_from
+        As for :func:`trivium.merge`.
     seed : int
         Of the bootstrap.
     """
     found = sources if isinstance(sources, Series) else series(*([sources] if isinstance(sources, (str, PathLike)) else sources), pattern=pattern)
     grid, used = _grid(found, list(n), list(interval), list(method), end)
+    reading = {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
     writes = (out is not None or evaluate is not None) if write is None else write
     if (writes or evaluate) and out is None:
         with tempfile.TemporaryDirectory(prefix="sweep-of-checkpoints-") as folder:
-            made = _run(grid, used, Path(folder), dtype, float64, False, False, False, threads, progress, engine)
+            made = _run(grid, used, Path(folder), reading, dtype, float64, False, False, False, threads, progress, engine)
             return _without_paths(_rank(made, used, evaluate, references, individuals, seed))
     folder_or_none = Path(fspath(out)) if writes and out is not None else None
-    made = _run(grid, used, folder_or_none, dtype, float64, overwrite, resume, durable, threads, progress, engine)
+    made = _run(grid, used, folder_or_none, reading, dtype, float64, overwrite, resume, durable, threads, progress, engine)
     return _rank(made, used, evaluate, references, individuals, seed)
 
 
@@ -211,8 +216,8 @@ def _grid(
 
 
 def _run(
-    grid: list[dict[str, Any]], used: Series, folder: Path | None, dtype: str | None, float64: bool, overwrite: bool,
-    resume: bool, durable: bool, threads: int, progress: Callable[[int, int], None] | None, engine: Engine | None,
+    grid: list[dict[str, Any]], used: Series, folder: Path | None, reading: dict[str, str], dtype: str | None, float64: bool,
+    overwrite: bool, resume: bool, durable: bool, threads: int, progress: Callable[[int, int], None] | None, engine: Engine | None,
 ) -> Sweep:  # fmt: skip
     rows = [
         {
@@ -223,7 +228,7 @@ def _run(
     ]  # fmt: skip
     request = {
         "engine": (engine or default_engine()).handle, "sources": used.paths, "steps": [float(s) for s in used.steps],
-        "candidates": rows, "float64": float64, "overwrite": overwrite, "resume": resume, "volatile": not durable, "threads": threads,
+        "candidates": rows, **reading, "float64": float64, "overwrite": overwrite, "resume": resume, "volatile": not durable, "threads": threads,
     }  # fmt: skip
     result = _bridge.run("sweep", request, None, progress=progress)
     candidates = tuple(

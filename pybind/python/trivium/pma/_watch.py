@@ -55,6 +55,8 @@ def watch(
     n: int = 10,
     alpha: float = 0.2,
     pattern: str | None = None,
+    model_key: str | None = None,
+    config_from: str | PathLike[str] | None = None,
     every: float = 10.0,
     settle: float = 5.0,
     anchor: int = 16,
@@ -76,6 +78,8 @@ def watch(
     method : str
         sma: the mean of the last ``n``. ema: A = alpha M + (1 - alpha) A, over all.
         Any other linear method is computed anew from the last ``n`` each time.
+    model_key, config_from
+        As for :func:`trivium.merge`.
     every : float
         Seconds between looks at the folder.
     settle : float
@@ -93,6 +97,7 @@ def watch(
     folder = Path(fspath(out))
     with _alone(folder):
         roll = _Roll(folder, method, n, alpha, anchor, keep, durable, threads, engine)
+        roll.reading = {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
         while True:
             for checkpoint in _fresh(root, pattern, roll.step, settle):
                 try:
@@ -151,6 +156,7 @@ class _Roll:
         self.out, self.method, self.n, self.alpha = out, method, n, alpha
         self.anchor, self.keep, self.durable, self.threads, self.engine = anchor, keep, durable, threads, engine
         self.settings = {"method": method, "n": n, "alpha": alpha}
+        self.reading: dict[str, str] = {}
         self.file = out / STATE / "state.json"
         self.window: list[dict[str, Any]] = []  # path and step of each checkpoint in the sum, oldest first
         self.rolls = 0
@@ -190,7 +196,7 @@ class _Roll:
         for c in candidates:
             c.setdefault("out", str(self.out / name))
         request = {
-            "engine": (self.engine or default_engine()).handle, "sources": sources, "candidates": candidates, "any_dtypes": True,
+            "engine": (self.engine or default_engine()).handle, "sources": sources, "candidates": candidates, "any_dtypes": True, **self.reading,
             "float64": True, "resume": True, "volatile": not self.durable, "threads": self.threads,
         }  # fmt: skip
         result = _bridge.run("sweep", request, None)
