@@ -105,8 +105,8 @@ def test_errors_come_back(cluster, sources, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_urls_are_refused(tmp_path):
-    with pytest.raises(trivium.Unsupported, match="mount"):
+def test_urls_need_a_folder_that_all_machines_share(tmp_path):
+    with pytest.raises(trivium.Unsupported, match="cache_dir"):
         trivium.merge(["s3://bucket/step-1"], tmp_path / "out", ray=True)
 
 
@@ -117,6 +117,7 @@ def test_urls_are_refused(tmp_path):
         (["A", "--out", "D", "--ray"], ["A", "--out", "D", "--ray", "here"]),
         (["--ray", "A", "B", "--out", "D"], ["--ray", "here", "A", "B", "--out", "D"]),
         (["--ray", "10.0.0.1:6379", "A", "--out", "D"], ["--ray", "10.0.0.1:6379", "A", "--out", "D"]),
+        (["--ray", "s3://b/A", "--out", "D"], ["--ray", "here", "s3://b/A", "--out", "D"]),
         (["--ray", "auto", "A", "--out", "D"], ["--ray", "auto", "A", "--out", "D"]),
     ],
 )

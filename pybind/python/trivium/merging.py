@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Any
 
-from trivium import _bridge
+from trivium import _bridge, _remote
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument, Unsupported
 from trivium._params import plain
@@ -29,6 +29,8 @@ class MergeReport:
         Hash of all that the result depends on.
     resumed : int
         Tensors that an earlier, killed run had finished.
+    downloaded, uploaded : int
+        Bytes that were copied from and to URLs; ``warnings`` says where they were staged.
     """
 
     method: str
@@ -49,21 +51,13 @@ class MergeReport:
     backend: str = ""
     warnings: tuple[str, ...] = ()
     dry_run: bool = False
+    downloaded: int = 0
+    uploaded: int = 0
 
     def _repr_html_(self) -> str:
         from trivium._html import merge_html
 
         return merge_html(self)
-
-
-def refuse_urls(*paths: str) -> None:
-    """Refuse what is not a path: files are mapped, and written in place."""
-    for path in paths:
-        if "://" in path:
-            raise Unsupported(
-                f"{path} is a URL: want a path",
-                hint="mount the storage, or copy with fsspec.filesystem(...).get before the merge and .put after it",
-            )
 
 
 def merge(
@@ -88,6 +82,7 @@ def merge(
     progress: Callable[[int, int], None] | None = None,
     timeout: float | None = None,
     ray: str | bool = False,
+    cache_dir: str | PathLike[str] | None = None,
     engine: Engine | None = None,
     **params: Any,
 ) -> MergeReport:
@@ -101,9 +96,12 @@ def merge(
     sources : sequence of paths
         Checkpoints, oldest first: Hugging Face folders, or single files, of safetensors or
         of what ``torch.save`` writes, or folders of ``torch.distributed.checkpoint``
-        (their pickles are read and never run).
-    out : path
-        Folder to be made.
+        (their pickles are read and never run). Also URLs of fsspec (``s3://``, ``gs://``,
+        ``hf://``, ..; ``pip install 'trivium[remote]'``): their files are copied to
+        ``cache_dir`` first, and kept there.
+    out : path or URL
+        Folder to be made. For a URL it is made in ``cache_dir`` and uploaded, the entry point
+        last; after a broken upload the same merge with ``resume`` goes on.
     method : str
         ``trivium.list("merge")`` shows what there is and ``trivium.info(name)`` the
         parameters that ``**params`` takes.
@@ -138,11 +136,14 @@ def merge(
     dry_run : bool
         Check and plan, write nothing. The report tells the disk space needed and free.
     progress : callable, optional
-        Called with bytes written and bytes to write.
+        Called with bytes written and bytes to write; with URLs also while files are copied.
     ray : bool or str
         Fill the shards of the output as tasks on a Ray cluster: True for the one that is
         there (or a local one), or its address. Every machine must see the same files under
-        the same paths. The bytes are those of a local merge; a worker that dies is replaced.
+        the same paths, so with URLs a ``cache_dir`` that all of them share. The bytes are those
+        of a local merge; a worker that dies is replaced.
+    cache_dir : path, optional
+        Where files behind URLs are staged; default: ``trivium/staged`` in the user's cache.
 
     Raises
     ------
@@ -173,8 +174,16 @@ def merge(
         "shard_bytes": int(shard_bytes or 0),
         "threads": threads,
     }
-    refuse_urls(*request["sources"], request["out"], request["base"])
-    if ray is not False and not dry_run:
+    for key in ("out", "base", "config_from"):
+        request[key] = _remote.local(request[key])
+    request["sources"] = [_remote.local(s) for s in request["sources"]]
+    if any(_remote.is_url(p) for p in (*request["sources"], request["out"], request["base"], request["config_from"])):
+        return _merge_remote(request, ray, timeout, progress, cache_dir)
+    return _merge_here(request, ray, timeout, progress)
+
+
+def _merge_here(request: dict[str, Any], ray: str | bool, timeout: float | None, progress: Callable[[int, int], None] | None) -> MergeReport:
+    if ray is not False and not request["dry_run"]:
         from trivium._ray import merge_on_ray
 
         result = merge_on_ray(request, ray if isinstance(ray, str) else "", timeout, progress)
@@ -184,3 +193,31 @@ def merge(
         progress(result["bytes_written"], result["bytes_written"])
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in result.items()}
     return MergeReport(**fields)
+
+
+def _merge_remote(
+    request: dict[str, Any], ray: str | bool, timeout: float | None, progress: Callable[[int, int], None] | None, cache_dir: str | PathLike[str] | None
+) -> MergeReport:
+    """Stage what is behind URLs, merge here, and upload if the output is behind one."""
+    if ray is not False and cache_dir is None:
+        raise Unsupported(
+            "URLs are staged in a folder, and every machine of the cluster must see it under the same path",
+            hint="name a cache_dir on storage that all of them share",
+        )
+    sources, out, dry_run = tuple(request["sources"]), request["out"], request["dry_run"]
+    urls = [p for p in (*sources, request["base"]) if _remote.is_url(p)]
+    side = [request["config_from"]] if _remote.is_url(request["config_from"]) else []
+    upload = None
+    if _remote.is_url(out):
+        upload = _remote.Upload(out, folder=cache_dir, overwrite=request["overwrite"], resume=request["resume"], dry_run=dry_run)
+        request["out"] = str(upload.here)
+    staged = _remote.stage(urls, side=side, folder=cache_dir, progress=progress, dry_run=dry_run)
+    request["sources"] = [staged.paths.get(s, s) for s in sources]
+    for key in ("base", "config_from"):
+        request[key] = staged.paths.get(request[key], request[key])
+    report = _merge_here(request, ray, timeout, progress)
+    notes, uploaded = staged.notes, 0
+    if upload is not None and not dry_run:
+        uploaded = upload.run(progress)
+        notes = [*notes, f"{out}: merged in {upload.here}, {uploaded:,} bytes uploaded, removed there"]
+    return replace(report, sources=sources, out=out, warnings=(*report.warnings, *notes), downloaded=staged.downloaded, uploaded=uploaded)

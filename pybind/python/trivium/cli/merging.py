@@ -33,7 +33,7 @@ def _with_address(args: list[str]) -> list[str]:
     for i, word in enumerate(args):
         full.append(word)
         following = args[i + 1] if i + 1 < len(args) else "-"
-        address = following in ("auto", "local", "here") or (":" in following and not Path(following).exists())
+        address = following in ("auto", "local", "here") or (":" in following and "://" not in following and not Path(following).exists())
         if word == "--ray" and not address:
             full.append("here")
     return full
@@ -45,8 +45,10 @@ app = typer.Typer(
     help="Merge checkpoints: `trivium merge A B --out D`, or one of the commands below.",
 )
 
-Root = Annotated[list[Path], typer.Argument(help="folders that hold checkpoints, or checkpoints", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", help="folder to be made")]
+# Text, not Path, where a URL may stand: a Path would make s3:/ of s3://.
+Root = Annotated[list[str], typer.Argument(help="folders that hold checkpoints, or checkpoints; paths or URLs", show_default=False)]
+Out = Annotated[str, typer.Option("--out", help="folder to be made; a path or a URL")]
+CacheDir = Annotated[Optional[Path], typer.Option(help="where files behind URLs are staged; default: trivium/staged in the user's cache")]
 Method = Annotated[str, typer.Option(help="see `trivium list merge`")]
 Param = Annotated[Optional[list[str]], typer.Option("--param", "-p", help="name=value, may be repeated")]
 Pattern = Annotated[Optional[str], typer.Option(help="regular expression on folder names; its first group is the step")]
@@ -68,14 +70,15 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check and plan, write n
 @app.command(DEFAULT)
 def merge(
     to: Out,
-    sources: Annotated[Optional[list[Path]], typer.Argument(help="checkpoint folders, oldest first", show_default=False)] = None,
+    sources: Annotated[Optional[list[str]], typer.Argument(help="checkpoint folders, oldest first; paths or URLs", show_default=False)] = None,
     config: Annotated[Optional[Path], typer.Option(help="a mergekit configuration, instead of sources and method")] = None,
     method: Method = "sma",
     param: Param = None,
     weights: Annotated[Optional[str], typer.Option(help="comma-separated, one for each source")] = None,
-    base: Annotated[Optional[Path], typer.Option(help="for methods that work on differences")] = None,
+    base: Annotated[Optional[str], typer.Option(help="for methods that work on differences")] = None,
     model_key: ModelKey = None,
     config_from: ConfigFrom = None,
+    cache_dir: CacheDir = None,
     dtype: Dtype = None,
     float64: Float64 = False,
     allow_non_finite: NonFinite = False,
@@ -90,13 +93,13 @@ def merge(
     if (config is None) == (not sources):
         raise InvalidArgument("want checkpoint folders, or --config with a mergekit configuration")
     if config is not None:
-        _merge_config(config, to, output, model_key=model_key, config_from=config_from, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
+        _merge_config(config, to, output, model_key=model_key, config_from=config_from, cache_dir=cache_dir, float64=float64, allow_non_finite=allow_non_finite, overwrite=overwrite,
                       resume=resume, durable=durable, dry_run=dry_run, ray=_cluster(ray))  # fmt: skip
         return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
             sources or [], to, method=method, weights=numbers("--weights", weights), base=base, model_key=model_key,
-            config_from=config_from, dtype=dtype, float64=float64,
+            config_from=config_from, cache_dir=cache_dir, dtype=dtype, float64=float64,
             allow_non_finite=allow_non_finite, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
             ray=_cluster(ray), progress=progress, **parameters(param or []),
         )  # fmt: skip
@@ -107,7 +110,7 @@ def _cluster(address: Optional[str]) -> str | bool:
     return False if address is None else True if address == "here" else address
 
 
-def _merge_config(config: Path, to: Path, output: Output, **options: Any) -> None:
+def _merge_config(config: Path, to: str, output: Output, **options: Any) -> None:
     from trivium.mergekit import load
 
     recipe = load(config)
@@ -142,7 +145,7 @@ def _print_merge(report: trivium.MergeReport, output: Output) -> None:
 @app.command("series")
 def series_command(
     roots: Root,
-    to: Annotated[Optional[Path], typer.Option("--out", help="merge them into this folder; default: only list them")] = None,
+    to: Annotated[Optional[str], typer.Option("--out", help="merge them into this folder; default: only list them")] = None,
     n: Number = None,
     interval: Interval = None,
     end: End = None,
@@ -152,6 +155,7 @@ def series_command(
     param: Param = None,
     model_key: ModelKey = None,
     config_from: ConfigFrom = None,
+    cache_dir: CacheDir = None,
     dtype: Dtype = None,
     float64: Float64 = False,
     overwrite: Overwrite = False,
@@ -167,7 +171,7 @@ def series_command(
         return
     with ProgressBar("merging", shown=output is Output.text and not dry_run) as progress:
         report = trivium.merge(
-            found.paths, to, method=method, steps=[float(s) for s in found.steps], model_key=model_key, config_from=config_from, dtype=dtype, float64=float64,
+            found.paths, to, method=method, steps=[float(s) for s in found.steps], model_key=model_key, config_from=config_from, cache_dir=cache_dir, dtype=dtype, float64=float64,
             overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run, progress=progress, **parameters(param or []),
         )  # fmt: skip
     _print_merge(report, output)
@@ -188,7 +192,7 @@ def _print_series(found: Any, output: Output) -> None:
 @app.command("sweep")
 def sweep_command(
     roots: Root,
-    to: Annotated[Optional[Path], typer.Option("--out", help="keep the candidates in this folder")] = None,
+    to: Annotated[Optional[str], typer.Option("--out", help="keep the candidates in this folder")] = None,
     n: Annotated[str, typer.Option("-n", help="comma-separated")] = "3,6,10",
     interval: Annotated[Optional[str], typer.Option("-v", "--interval", help="steps, comma-separated; default: neighbours")] = None,
     method: Annotated[Optional[list[str]], typer.Option(help="name, or name:param=value,..; may be repeated")] = None,
@@ -196,6 +200,7 @@ def sweep_command(
     pattern: Pattern = None,
     model_key: ModelKey = None,
     config_from: ConfigFrom = None,
+    cache_dir: CacheDir = None,
     text: Annotated[Optional[Path], typer.Option(help="rank by loss on this text file")] = None,
     command: Annotated[Optional[str], typer.Option(help="rank by the loss that this command prints; {} becomes the path")] = None,
     length: Annotated[int, typer.Option(help="tokens of a sequence of the text")] = 512,
@@ -220,7 +225,7 @@ def sweep_command(
         result = trivium.sweep(
             trivium.series(*roots, pattern=pattern), to, n=_integers("-n", n), interval=_integers("-v", interval) or [None],
             method=[_method(m) for m in method or ["sma", "wma", "ema"]], evaluate=evaluate,
-            references=dict(_pair("--reference", r) for r in reference or []), individuals=individuals, end=end, model_key=model_key, config_from=config_from,
+            references=dict(_pair("--reference", r) for r in reference or []), individuals=individuals, end=end, model_key=model_key, config_from=config_from, cache_dir=cache_dir,
             overwrite=overwrite, resume=resume, durable=durable, progress=progress,
         )  # fmt: skip
     if plot:
@@ -262,8 +267,8 @@ def _method(text: str) -> Any:
 
 @app.command("watch")
 def watch_command(
-    root: Annotated[Path, typer.Argument(help="folder that a training run writes its checkpoints to", show_default=False)],
-    to: Annotated[Path, typer.Option("--out", help="folder of the merges; `latest` in it is the newest")],
+    root: Annotated[str, typer.Argument(help="folder that a training run writes its checkpoints to", show_default=False)],
+    to: Annotated[str, typer.Option("--out", help="folder of the merges; `latest` in it is the newest")],
     method: Method = "sma",
     n: Annotated[int, typer.Option("-n", help="checkpoints in the merge")] = 10,
     alpha: Annotated[float, typer.Option(help="of ema: weight of the newest")] = 0.2,
@@ -301,6 +306,7 @@ def init_command(
     pattern: Pattern = None,
     model_key: ModelKey = None,
     config_from: ConfigFrom = None,
+    cache_dir: CacheDir = None,
     method: Method = "sma",
     optimizer: Annotated[str, typer.Option(help="reset, newest or averaged")] = "reset",
     overwrite: Overwrite = False,
@@ -314,7 +320,7 @@ def init_command(
 
     report = init(
         trivium.series(*roots, pattern=pattern), to, n=n, interval=interval, end=end, method=method, optimizer=optimizer,
-        model_key=model_key, config_from=config_from, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
+        model_key=model_key, config_from=config_from, cache_dir=cache_dir, overwrite=overwrite, resume=resume, durable=durable, dry_run=dry_run,
     )  # fmt: skip
     _print_merge(report, output)
 
@@ -328,6 +334,7 @@ def recover_command(
     pattern: Pattern = None,
     model_key: ModelKey = None,
     config_from: ConfigFrom = None,
+    cache_dir: CacheDir = None,
     optimizer: Annotated[str, typer.Option(help="reset, newest or averaged")] = "reset",
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -339,7 +346,7 @@ def recover_command(
 
     report = recover(
         trivium.series(*roots, pattern=pattern), to, before=before, n=n, optimizer=optimizer, model_key=model_key,
-        config_from=config_from, overwrite=overwrite, resume=resume, durable=durable,
+        config_from=config_from, cache_dir=cache_dir, overwrite=overwrite, resume=resume, durable=durable,
     )  # fmt: skip
     _print_merge(report, output)
 
@@ -352,11 +359,12 @@ def similarity_command(
     end: End = None,
     pattern: Pattern = None,
     model_key: ModelKey = None,
+    cache_dir: CacheDir = None,
     plot: Annotated[Optional[Path], typer.Option(help="heat map to draw")] = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Compare checkpoints pairwise, layer by layer."""
-    found = trivium.similarity(trivium.series(*roots, n=n, interval=interval, end=end, pattern=pattern), model_key=model_key)
+    found = trivium.similarity(trivium.series(*roots, n=n, interval=interval, end=end, pattern=pattern), model_key=model_key, cache_dir=cache_dir)
     if plot:
         _save(found.plot(), plot)
     if output is Output.json:

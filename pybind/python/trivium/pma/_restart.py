@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from trivium import _remote
 from trivium._errors import InvalidArgument
 from trivium.merging import MergeReport, merge
 from trivium.pma._series import Series, series
@@ -47,6 +48,7 @@ def init(
         raise InvalidArgument(f"optimizer {optimizer!r}: want reset, newest or averaged")
     picked = _find(sources, pattern).select(n, interval, end)
     if optimizer != "reset":
+        _remote.refuse("an optimizer's state is only copied from and to paths: use optimizer='reset'", *picked.paths, out)
         _optimizer_of(picked.paths[-1])
     report = merge(picked.paths, out, steps=[float(s) for s in picked.steps], **options)
     if options.get("dry_run") or optimizer == "reset":

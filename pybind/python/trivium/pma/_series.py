@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Union, overload
 
-from trivium import _bridge
+from trivium import _bridge, _remote
 from trivium._errors import InvalidArgument
 
 Path = Union[str, "PathLike[str]"]
@@ -89,8 +89,9 @@ def series(
 
     Parameters
     ----------
-    *roots : paths
-        Folders that hold checkpoint folders, or checkpoints themselves.
+    *roots : paths or URLs
+        Folders that hold checkpoint folders, or checkpoints themselves. Of URLs only the names
+        are listed; what is picked is copied when it is merged.
     n : int, optional
         How many; default: as many as there are.
     interval : int, optional
@@ -111,24 +112,34 @@ def series(
     """
     if not roots:
         raise InvalidArgument("no folder to look in")
-    found = _bridge.run(
-        "series",
-        {
-            "roots": [fspath(r) for r in roots],
-            "pattern": pattern or "",
-            "n": n or 0,
-            "interval": _steps("interval", interval, tokens_per_step),
-            "end": _steps("end", end, tokens_per_step),
-        },
-        None,
-    )
+    with _remote.outlines([fspath(r) for r in roots]) as (searched, urls):
+        found = _bridge.run(
+            "series",
+            {
+                "roots": searched,
+                "pattern": pattern or "",
+                "n": n or 0,
+                "interval": _steps("interval", interval, tokens_per_step),
+                "end": _steps("end", end, tokens_per_step),
+            },
+            None,
+        )
     return Series(
-        tuple(Checkpoint(s["dir"], s["step"]) for s in found["steps"]),
+        tuple(Checkpoint(urls.get(s["dir"], s["dir"]), s["step"]) for s in found["steps"]),
         tuple(fspath(r) for r in roots),
         pattern or "",
         tokens_per_step,
-        tuple(found["ignored"] or ()),
+        tuple(urls.get(folder, folder) for folder in found["ignored"] or ()),
     )
+
+
+def staged(found: Series, cache_dir: Path | None, progress: Callable[[int, int], None] | None) -> Series:
+    """Give the series with what is behind URLs copied here."""
+    urls = [p for p in found.paths if _remote.is_url(p)]
+    if not urls:
+        return found
+    here = _remote.stage(urls, folder=cache_dir, progress=progress).paths
+    return replace(found, checkpoints=tuple(Checkpoint(here.get(c.path, c.path), c.step) for c in found))
 
 
 def _steps(name: str, value: int | None, tokens_per_step: int | None) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trivium import _bridge
 from trivium._engine import Engine, default_engine
-from trivium.pma._series import Series, series
+from trivium.pma._series import Series, series, staged
 from trivium.pma._trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -108,16 +108,18 @@ def similarity(
     model_key: str | None = None,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     engine: Engine | None = None,
 ) -> Similarity:
     """Compare checkpoints pairwise, layer by layer, in one pass over the files.
 
     Parameters
     ----------
-    model_key : str, optional
-        As for :func:`trivium.merge`.
+    model_key, cache_dir
+        As for :func:`trivium.merge`. Sources may be URLs.
     """
     found = sources if isinstance(sources, Series) else series(*([sources] if isinstance(sources, (str, PathLike)) else sources), pattern=pattern)
+    found = staged(found, cache_dir, progress)
     request = {"engine": (engine or default_engine()).handle, "sources": [fspath(p) for p in found.paths],
                "model_key": model_key or "", "threads": threads}  # fmt: skip
     result = _bridge.run("similarity", request, None, progress=progress)

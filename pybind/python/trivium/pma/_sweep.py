@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from trivium import _bridge
+from trivium import _bridge, _remote
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
 from trivium._params import plain
 from trivium.pma._losses import Array, Evaluate, interval, measure
-from trivium.pma._series import Series, series
+from trivium.pma._series import Series, series, staged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,6 +152,7 @@ def sweep(
     threads: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     engine: Engine | None = None,
 ) -> Sweep:
     """Merge N checkpoints V apart by each method, all in one pass over the files, and rank them.
@@ -176,13 +177,16 @@ def sweep(
         Evaluate each source too.
     write : bool, optional
         Whether to write candidates; default: when there is an ``out`` or an evaluation.
-    model_key, config_from
-        As for :func:`trivium.merge`.
+    model_key, config_from, cache_dir
+        As for :func:`trivium.merge`. Sources may be URLs, ``out`` and ``config_from`` not.
     seed : int
         Of the bootstrap.
     """
+    _remote.refuse("a sweep writes many candidates in place: copy the best one out", out)
+    _remote.refuse("only sources of a sweep are staged", config_from)
     found = sources if isinstance(sources, Series) else series(*([sources] if isinstance(sources, (str, PathLike)) else sources), pattern=pattern)
     grid, used = _grid(found, list(n), list(interval), list(method), end)
+    used = staged(used, cache_dir, progress)
     reading = {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
     writes = (out is not None or evaluate is not None) if write is None else write
     if (writes or evaluate) and out is None:

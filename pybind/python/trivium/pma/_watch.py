@@ -14,7 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from trivium import _bridge
+from trivium import _bridge, _remote
 from trivium._engine import Engine, default_engine
 from trivium._errors import CheckpointError, InvalidArgument
 from trivium.pma._series import Checkpoint, series
@@ -93,6 +93,7 @@ def watch(
     """
     if n < 1 or keep < 1 or anchor < 1 or every <= 0 or settle < 0:
         raise InvalidArgument(f"n {n}, keep {keep}, anchor {anchor}, every {every}, settle {settle}: want positive numbers")
+    _remote.refuse("watching looks at the times of files and keeps sums in place: run it where the storage is mounted", root, out, config_from)
     made: list[Rolling] = []
     folder = Path(fspath(out))
     with _alone(folder):

@@ -1,0 +1,448 @@
+"""Checkpoints behind URLs: copied here before a merge, and out again after it.
+
+A merge maps its sources and writes its output in place, which needs files. So those that a
+checkpoint consists of are staged in a folder, once: what is there already, of the same size
+and version, is kept. An output is merged in that folder and then uploaded, its entry point
+last, so that nobody finds half of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from trivium._errors import CheckpointError, TriviumError, Unsupported
+
+Progress = Callable[[int, int], None]
+
+# What brings fsspec's drivers that are not in fsspec itself.
+DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs",
+           "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
+# The entry points of a checkpoint, the preferred first; the checkpoint package prefers the same.
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin")
+METADATA = ".metadata"
+ACCELERATE = "pytorch_model_fsdp_0"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+CUT_SHARDS = "shard-*-model-*-of-*.safetensors"
+# Configuration, tokenizer and what tells the step, as the checkpoint package knows them.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "configuration_*.py", "modeling_*.py", "tokenizer*", "tokenization_*.py",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template*",
+    "preprocessor_config.json", "processor_config.json", "trainer_state.json",
+)  # fmt: skip
+# What tells one version of a remote file from the next, where a file system says it.
+VERSIONS = ("ETag", "etag", "generation", "md5Hash", "oid", "LastModified", "last_modified", "mtime", "created")
+MANIFEST = "staged.json"
+UPLOADED = "uploaded.json"
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL of something that is not a file here."""
+    return "://" in path and not path.startswith(("file://", "local://"))
+
+
+def local(path: str) -> str:
+    """Give the path of a file:// URL; anything else is as it is."""
+    for scheme in ("file://", "local://"):
+        if path.startswith(scheme):
+            return path.removeprefix(scheme)
+    return path
+
+
+def cache(folder: str | os.PathLike[str] | None) -> Path:
+    """Where files are staged: the folder named, or one in the user's cache."""
+    if folder is not None:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "staged"
+
+
+@contextmanager
+def _telling(url: str) -> Iterator[None]:
+    """Give what goes wrong with a URL the type and the name that users meet everywhere."""
+    try:
+        yield
+    except TriviumError:
+        raise
+    except Exception as error:  # drivers raise what they like: botocore's, aiohttp's, OSError
+        raise CheckpointError(f"{url}: {type(error).__name__}: {error}", hint="check the URL, credentials and network") from error
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """Find the file system of a URL and the path in it."""
+    scheme = url.partition("://")[0]
+    try:
+        import fsspec
+    except ModuleNotFoundError as missing:
+        raise Unsupported(f"{url}: URLs need fsspec", hint=_install(scheme)) from missing
+    try:
+        with _telling(url):
+            system, path = fsspec.core.url_to_fs(url)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise Unsupported(f"{url}: {scheme}:// needs a driver that is not installed", hint=_install(scheme)) from error
+        if isinstance(error.__cause__, ValueError) and "Protocol not known" in str(error.__cause__):
+            raise Unsupported(f"{url}: fsspec knows no {scheme}://", hint="s3://, gs://, hf://, https://, or a path") from error
+        raise
+    return system, str(path).rstrip("/")
+
+
+def _install(scheme: str) -> str:
+    driver = DRIVERS.get(scheme)
+    return "pip install 'trivium[remote]'" + (f" {driver}" if driver else "")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a remote folder."""
+
+    name: str  # in the folder, with slashes
+    path: str
+    size: int
+    version: str
+
+
+def _list(system: Any, folder: str, below: str = "") -> dict[str, _File]:
+    """List the files of a folder, by name."""
+    system.invalidate_cache()
+    found = {}
+    for entry in system.ls(folder, detail=True):
+        if entry["type"] != "file":
+            continue
+        if entry.get("size") is None:
+            entry = {**entry, **system.info(entry["name"])}
+        name = below + str(entry["name"]).rstrip("/").rpartition("/")[2]
+        if entry.get("size") is None:
+            raise CheckpointError(f"{entry['name']}: its size is not known", hint="use storage that tells it, or download it yourself")
+        version = json.dumps([str(entry[k]) for k in VERSIONS if entry.get(k) is not None])
+        found[name] = _File(name, entry["name"], int(entry["size"]), version)
+    return found
+
+
+def _folders(system: Any, folder: str) -> list[str]:
+    return sorted(str(e["name"]).rstrip("/") for e in system.ls(folder, detail=True) if e["type"] == "directory")
+
+
+@dataclass
+class _Checkpoint:
+    """A remote checkpoint and the files of it that a merge reads."""
+
+    url: str
+    system: Any
+    folder: str
+    place: Path  # its own in the cache
+    file: str = ""  # when the URL is that of a single file
+    side_only: bool = False
+    files: list[_File] = field(default_factory=list)
+
+    @property
+    def here(self) -> Path:
+        return self.place / self.folder.rpartition("/")[2]
+
+    @property
+    def path(self) -> Path:
+        """What a merge reads in place of the URL."""
+        return self.here / self.file if self.file else self.here
+
+    def find(self) -> list[_File]:
+        """List what it consists of."""
+        there = _list(self.system, self.folder)
+        side = [f for name, f in there.items() if any(fnmatch(name, p) for p in SIDE_FILES)]
+        if self.side_only:
+            return side
+        if self.file:
+            if self.file not in there:
+                raise CheckpointError(f"{self.url}: is not there", hint="check the URL")
+            return [there[self.file], *side]
+        return [*self._weights(there), *side]
+
+    def _weights(self, there: dict[str, _File]) -> list[_File]:
+        for index, single in zip(INDEXES, SINGLES):
+            if index in there:
+                text = json.loads(self.system.cat_file(there[index].path))
+                names = sorted({str(n) for n in text.get("weight_map", {}).values()})
+                if missing := [n for n in names if n not in there]:
+                    raise CheckpointError(f"{self.url}: {index} names {missing[0]}, which is not there", hint="upload it again")
+                return [there[index], *(there[n] for n in names), *([there[single]] if single in there and single not in names else [])]
+            if single in there:
+                return [there[single]]
+        if METADATA not in there and any(f.rpartition("/")[2] == ACCELERATE for f in _folders(self.system, self.folder)):
+            there = _list(self.system, f"{self.folder}/{ACCELERATE}", ACCELERATE + "/")
+        weights = [f for name, f in there.items() if fnmatch(name.rpartition("/")[2], "*.distcp") or name.endswith(METADATA)]
+        weights += [f for name, f in there.items() if fnmatch(name, CUT_SHARDS)]
+        if not weights:
+            raise CheckpointError(f"{self.url}: holds no checkpoint", hint="name a folder with model.safetensors, an index or .metadata")
+        return weights
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        self.place.mkdir(parents=True, exist_ok=True)
+        with (self.place / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def known(self) -> dict[str, Any]:
+        """What was staged before, by name: size and version."""
+        try:
+            known = json.loads((self.place / MANIFEST).read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def missing(self) -> list[_File]:
+        """List what is not here yet, or is another version."""
+        known = self.known()
+        return [
+            f for f in self.files
+            if known.get(f.name) != [f.size, f.version] or not (self.here / f.name).is_file() or (self.here / f.name).stat().st_size != f.size
+        ]  # fmt: skip
+
+    def fetch(self, file: _File, count: Callable[[int], None]) -> None:
+        """Copy one file here; it gets its name when all of it is there."""
+        from fsspec.callbacks import Callback
+
+        class Counter(Callback):  # type: ignore[misc,unused-ignore]
+            def relative_update(self, inc: int = 1) -> None:
+                count(inc)
+
+        to = self.here / file.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = self.place / "part"
+        try:
+            self.system.get_file(file.path, str(part), callback=Counter())
+            if (size := part.stat().st_size) != file.size:
+                raise CheckpointError(f"{self.url}: {file.name} came with {size} bytes of {file.size}", hint="try again: what is whole stays staged")
+            os.replace(part, to)
+        finally:
+            part.unlink(missing_ok=True)
+        known = {**self.known(), file.name: [file.size, file.version]}
+        new = self.place / (MANIFEST + ".new")
+        new.write_text(json.dumps(known))
+        os.replace(new, self.place / MANIFEST)
+
+    def tidy(self) -> None:
+        """Remove what an older version of it had, and refuse one that changed on the way."""
+        if set(self.find()) != set(self.files):
+            raise CheckpointError(f"{self.url}: was replaced while it was being copied", hint="try again when it is whole")
+        wanted = {self.here / f.name for f in self.files}
+        for path in self.here.rglob("*"):
+            if path.is_file() and path not in wanted:
+                path.unlink()
+
+
+def _place(url: str, where: Path) -> Path:
+    return where / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
+def _checkpoint(url: str, where: Path, *, side_only: bool = False) -> _Checkpoint:
+    system, path = _open(url)
+    with _telling(url):
+        made = _Checkpoint(url, system, path, _place(url, where), side_only=side_only)
+        if not side_only and path.endswith(WEIGHTS):  # a web server takes folders for files too
+            made.folder, _, made.file = path.rpartition("/")
+        made.files = made.find()
+    return made
+
+
+@dataclass
+class Staged:
+    """Sources that are here, and what was copied for them."""
+
+    paths: dict[str, str]
+    downloaded: int
+    notes: list[str]
+
+
+def stage(
+    urls: Sequence[str], *, side: Sequence[str] = (), folder: str | os.PathLike[str] | None = None, progress: Progress | None = None, dry_run: bool = False
+) -> Staged:
+    """Copy what is behind URLs into a folder, unless it is there already.
+
+    Parameters
+    ----------
+    urls : sequence of str
+        Checkpoints.
+    side : sequence of str
+        Folders of which only configuration and tokenizer are wanted.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no room, before the first byte; or when a URL cannot be read.
+    """
+    where = cache(folder)
+    found = [_checkpoint(u, where) for u in dict.fromkeys(urls)] + [_checkpoint(u, where, side_only=True) for u in dict.fromkeys(side) if u not in urls]
+    need = sum(f.size for c in found for f in c.missing())
+    if need and dry_run:
+        raise Unsupported(f"a dry run reads headers, and {need:,} bytes would have to be copied here first", hint="leave the dry run out, or stage them by a merge before")
+    _refuse_full(where, need)
+    done, notes = 0, []
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, need)
+
+    for c in found:
+        with c.locked(), _telling(c.url):
+            missing = c.missing()
+            for file in missing:
+                c.fetch(file, count)
+            if missing:
+                c.tidy()
+        came = sum(f.size for f in missing)
+        notes.append(f"{c.url}: staged in {c.here}, {came:,} of {sum(f.size for f in c.files):,} bytes copied now")
+    return Staged({c.url: str(c.path) for c in found}, need, notes)
+
+
+def _refuse_full(where: Path, need: int) -> None:
+    at = where.absolute()
+    while not at.exists():
+        at = at.parent
+    free = shutil.disk_usage(at).free
+    if need > free:
+        raise CheckpointError(f"{where}: staging needs {need:,} bytes, {free:,} are free", hint="make room, or name another cache_dir; nothing has been copied")
+
+
+def outline(root: str, to: Path) -> dict[str, str]:
+    """Make empty likenesses of the checkpoints at or in a remote folder, for the search of a series.
+
+    Returns
+    -------
+    dict
+        The URL of each likeness, by its path.
+    """
+    system, path = _open(root)
+    scheme = root.partition("://")[0]
+    urls = {}
+    with _telling(root):
+        there = [path] if _entry(system, path) else [f for f in _folders(system, path) if _entry(system, f)]
+        for i, folder in enumerate(there):
+            likeness = to / str(i) / folder.rpartition("/")[2]
+            likeness.mkdir(parents=True)
+            (likeness / "model.safetensors").touch()
+            if system.isfile(f"{folder}/trainer_state.json"):
+                (likeness / "trainer_state.json").write_bytes(system.cat_file(f"{folder}/trainer_state.json"))
+            urls[str(likeness)] = root.rstrip("/") if folder == path else str(system.unstrip_protocol(folder))
+            if not urls[str(likeness)].startswith(scheme + "://"):
+                urls[str(likeness)] = f"{scheme}://{folder}"
+    return urls
+
+
+def _entry(system: Any, folder: str) -> bool:
+    """Whether a remote folder is a checkpoint, going by the names of its files."""
+    names = [str(e["name"]).rstrip("/").rpartition("/")[2] for e in system.ls(folder, detail=True)]
+    return any(n in (*INDEXES, *SINGLES, METADATA, ACCELERATE) or fnmatch(n, CUT_SHARDS) for n in names)
+
+
+class Upload:
+    """An output behind a URL: a folder here to merge into, then the copy out.
+
+    What has arrived is kept in a journal beside the folder, so that a broken upload goes on
+    where it was when the same merge is resumed.
+    """
+
+    def __init__(self, url: str, *, folder: str | os.PathLike[str] | None, overwrite: bool, resume: bool, dry_run: bool = False) -> None:
+        if url.startswith(("http://", "https://")):
+            raise Unsupported(f"{url}: a web server takes no uploads", hint="s3://, gs://, hf://, or a path")
+        self.url = url
+        self.system, self.remote = _open(url)
+        self.place = _place("out " + url, cache(folder))
+        self.here = self.place / self.remote.rpartition("/")[2]
+        self.overwrite = overwrite
+        self.done: dict[str, list[Any]] = {}
+        if resume:
+            try:
+                self.done = json.loads((self.place / UPLOADED).read_text())
+            except (OSError, json.JSONDecodeError):
+                self.done = {}
+        elif self.place.exists() and not dry_run:
+            shutil.rmtree(self.place)
+        with _telling(url):
+            there = _list(self.system, self.remote) if self.system.isdir(self.remote) else {}
+        self.stale = set(there)
+        foreign = sorted(self.stale - set(self.done))
+        if foreign and not overwrite and not self._finished(there):
+            raise CheckpointError(f"{url}: already holds {foreign[0]}", hint="write to an empty folder, or ask for overwriting")
+        if not dry_run:
+            self.place.mkdir(parents=True, exist_ok=True)
+
+    def _finished(self, there: dict[str, _File]) -> bool:
+        """Whether all is there and only the folder here was not removed."""
+        return bool(self.done) and self.here.is_dir() and all(p.name in there for p in self.here.iterdir())
+
+    def run(self, progress: Progress | None = None) -> int:
+        """Copy the merged checkpoint out, its entry point last, and remove it here. Give the bytes copied."""
+        files = sorted(p for p in self.here.iterdir() if p.is_file())
+        entries = [p for p in files if p.name in (*INDEXES, *SINGLES)]
+        entry = next((p for p in entries if p.name in INDEXES), entries[0])
+        total, copied = sum(p.stat().st_size for p in files), 0
+        with _telling(self.url):
+            self.system.makedirs(self.remote, exist_ok=True)
+            for name in sorted(self.stale & {*INDEXES, *SINGLES}) if self.overwrite else ():
+                self.system.rm_file(f"{self.remote}/{name}")  # so that nobody reads a mixture
+            for path in [*(p for p in files if p != entry), entry]:
+                copied += self._put(path)
+                if progress is not None:
+                    progress(copied, total)
+            mine = {p.name for p in files}
+            for name in sorted(self.stale - mine - {*INDEXES, *SINGLES}) if self.overwrite else ():
+                if fnmatch(name, "model-*-of-*.safetensors") or any(fnmatch(name, p) for p in SIDE_FILES):
+                    self.system.rm_file(f"{self.remote}/{name}")
+        shutil.rmtree(self.place)
+        return copied
+
+    def _put(self, path: Path) -> int:
+        stat = path.stat()
+        to, mark = f"{self.remote}/{path.name}", [stat.st_size, stat.st_mtime_ns]
+        if self.done.get(path.name) == mark and self._size(to) == stat.st_size:
+            return 0
+        self.system.put_file(str(path), to)
+        if (size := self._size(to)) != stat.st_size:
+            raise CheckpointError(f"{self.url}: {path.name} arrived with {size} bytes of {stat.st_size}", hint="resume the same merge: what has arrived stays")
+        self.done[path.name] = mark
+        new = self.place / (UPLOADED + ".new")
+        new.write_text(json.dumps(self.done))
+        os.replace(new, self.place / UPLOADED)
+        return stat.st_size
+
+    def _size(self, path: str) -> int | None:
+        self.system.invalidate_cache()
+        try:
+            return int(self.system.info(path)["size"])
+        except FileNotFoundError:
+            return None
+
+
+def refuse(why: str, *paths: str | os.PathLike[str] | None) -> None:
+    """Refuse URLs where they make no sense."""
+    for path in paths:
+        if path is not None and is_url(os.fspath(path)):
+            raise Unsupported(f"{os.fspath(path)} is a URL, and {why}", hint="use a path here")
+
+
+@contextmanager
+def outlines(roots: Sequence[str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Give roots to search for a series in, and the URLs of what is found there, by path."""
+    with tempfile.TemporaryDirectory(prefix="remote-series-") as folder:
+        searched: list[str] = []
+        urls: dict[str, str] = {}
+        for i, root in enumerate(roots):
+            if not is_url(root):
+                searched.append(local(root))
+                continue
+            made = outline(root, Path(folder) / str(i))
+            searched += made
+            urls |= made
+        yield searched, urls
