@@ -29,6 +29,15 @@ var (
 	turnedBudget = budget{2.5e-1, 6e-2, 6e-2}
 )
 
+// kept is the budget of a sum of probabilities that are kept as float16 where
+// inputs are bfloat16.
+func (b budget) kept(probability float64) budget {
+	if b.output >= bfloat16Budget.output {
+		b.probability += 0x1p-12 * probability
+	}
+	return b
+}
+
 func (c *randomCase) budget(isa string) budget {
 	switch {
 	case isa == "serial":

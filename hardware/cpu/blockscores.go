@@ -91,8 +91,8 @@ func (s *session) blockScores(size int) []hardware.BlockScores {
 }
 
 func (s *session) SquareMass(ctx context.Context, stride, blockSize int, scale float64) ([]hardware.BlockScores, error) {
-	if stride < 1 || blockSize < stride || blockSize%stride != 0 || !s.request.Causal {
-		return nil, fmt.Errorf("cpu: squares of %d in blocks of %d, causal %v: want causal, and a stride that divides the block", stride, blockSize, s.request.Causal)
+	if stride < 1 || stride > 256 || blockSize < stride || blockSize%stride != 0 || !s.request.Causal {
+		return nil, fmt.Errorf("cpu: squares of %d in blocks of %d, causal %v: want causal, and a stride of at most 256 that divides the block", stride, blockSize, s.request.Causal)
 	}
 	d, err := s.squares(stride, scale)
 	if err != nil {
@@ -169,7 +169,8 @@ func (s *session) squares(stride int, scale float64) (*session, error) {
 		return d, err
 	}
 	d.problem.scale = C.float(scale)
-	if w := s.request.Window; w > 0 { // squares with a visible pair
+	d.problem.query_variants = C.int32_t(stride) // scratch for the queries of each part
+	if w := s.request.Window; w > 0 {            // squares with a visible pair
 		d.problem.window = C.int64_t((w+int64(stride)-2)/int64(stride) + 1)
 	}
 	for i := range s.request.Sequences {

@@ -1,28 +1,50 @@
 // Scores of whole blocks, for strategies that rank them: included by tiles.h.
 
-// The scores of all rows with keys [k0, k0+keys): the sum over parts.
-static void score_squares(tile_rows *t, const trivium_square_mass *c, int64_t k0, int keys) {
-    const trivium_problem *p = t->problem;
+// Takes the queries of every part, as variants of the rows: [parts, TILE, query_stride].
+static void load_squares(tile_rows *t, const trivium_square_mass *c) {
     _Alignas(64) float x[256] = {0};
-    float scale = query_scale(p);
-    t->from = 0;
-    t->to = t->rows;
-    set_limits(t, k0, keys);
-    for (const trivium_head *h = c->part; h < c->part + c->parts; h++) {
-        if (k0 >= h->keys->key.rows) continue;
-        for (int r = 0; r < t->rows; r++) {
+    float scale = query_scale(t->problem);
+    for (int part = 0; part < c->parts; part++) {
+        const trivium_head *h = &c->part[part];
+        query_t *query = t->query + (int64_t)part * TILE * t->query_stride;
+        for (int r = 0; r < t->rows; r++, query += t->query_stride) {
             int64_t row = t->position[r] - h->offset;
-            if (row < 0 || row >= h->query.rows) memset(x, 0, sizeof x);
-            else load_floats(x, &h->query, row);
-            store_query(t->query + r * t->query_stride, x, t->query_stride, scale);
+            if (row < 0 || row >= h->query.rows) {
+                memset(query, 0, sizeof(query_t) * t->query_stride);
+                continue;
+            }
+            if (scale == 1 && copy_query(query, &h->query, row, t->query_stride)) continue;
+            load_floats(x, &h->query, row);
+            store_query(query, x, t->query_stride, scale);
         }
-        float *score = h == c->part ? t->score : t->other;
-        multiply_scores(t->query, t->query_stride, t->rows, t->limit, p, h->keys, 0, k0, keys, score);
-        for (int r = 0; r < t->rows && h != c->part; r++)
-            for (int j = 0; j < limit_of(t, r); j += LANES)
-                vf_store(score_row(t, r) + j, vf_add(vf_load(score_row(t, r) + j), vf_load(score + r * TILE + j)));
+    }
+}
+
+// The scores of all rows with keys [k0, k0+keys): the sum over parts. A part's
+// keys serve all rows before the next part's, which are asked for meanwhile.
+static void score_squares(tile_rows *t, const trivium_square_mass *c, int64_t k0, int keys) {
+    set_limits(t, k0, keys);
+    for (int part = 0; part < c->parts; part++) {
+        const trivium_keys *k = c->part[part].keys, *next = c->part[(part + 1) % c->parts].keys;
+        const query_t *query = t->query + (int64_t)part * TILE * t->query_stride;
+        int64_t ahead = part + 1 < c->parts ? k0 : k0 + keys;
+        for (int from = 0; from < t->rows && k0 < k->key.rows; from += PASS_ROWS) {
+            if (ahead < next->key.rows) prefetch_keys(t->problem, next, ahead, TILE, from / PASS_ROWS, (t->rows + PASS_ROWS - 1) / PASS_ROWS);
+            multiply_scores(query + (long)from * t->query_stride, t->query_stride, t->rows - from < PASS_ROWS ? t->rows - from : PASS_ROWS,
+                            t->limit + from / ROW_STEP, t->problem, k, 0, k0, keys, t->score + from * TILE, part > 0);
+        }
     }
     hide_some_keys(t, k0, keys);
+}
+
+// Adds n numbers up, in four sums that do not wait for each other.
+static inline float sum_floats(const float *x, int n) {
+    float part[4] = {0};
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int j = 0; j < 4; j++) part[j] += x[i + j];
+    for (; i < n; i++) part[0] += x[i];
+    return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 static void scale_floats(float *x, int64_t n, float by) {
@@ -42,6 +64,9 @@ static void NAME(square_mass)(const trivium_square_mass *c, void *scratch) {
         top[t.rows] = -INFINITY;
     }
     memset(sums, 0, sizeof(float) * t.rows * blocks);
+    t.from = 0;
+    t.to = t.rows;
+    load_squares(&t, c);
     int64_t last = last_visible(p, c->row + c->rows - 1, keys);
     BEGIN_PRODUCTS();
     for (int64_t k0 = first_visible(p, c->row) / PANEL * PANEL; k0 < last && !cancelled(p);) {
@@ -61,9 +86,8 @@ static void NAME(square_mass)(const trivium_square_mass *c, void *scratch) {
             for (int j = 0; j < n && j < limit;) {
                 int64_t block = (k0 + j) / c->block_size;
                 int end = (int)min_i64(min_i64(n, limit), (block + 1) * c->block_size - k0);
-                float mass = 0;
-                for (; j < end; j++) mass += score[j];
-                sum[block] += mass;
+                sum[block] += sum_floats(score + j, end - j);
+                j = end;
             }
         }
         k0 += n;

@@ -104,14 +104,14 @@ static void product(int rows, int panels, const uint16_t *a, long a_stride, cons
 }
 
 static void multiply_scores(const uint16_t *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
-                            int variant, int64_t k0, int keys, float *score) {
+                            int variant, int64_t k0, int keys, float *score, int add) {
     long panel = padded_dim(p) * PANEL;
     const uint16_t *packed = key_panel(p, k, variant, k0);
     for (int j = 0; j < keys; j += 2 * PANEL)
         for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP)
             if (limit[s] > j)
                 product(rows - r, 2, query + (long)r * stride, stride * 2L, packed + (long)j * padded_dim(p), panel, padded_dim(p) / DEPTH,
-                        score + r * TILE + j, TILE * 4L, 0);
+                        score + r * TILE + j, TILE * 4L, add);
 }
 
 // A last half step must not look at keys behind the tile's, whose weights are
@@ -135,6 +135,13 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
             product(rows - r, panels, a + steps * DEPTH, TILE * 2L, last[0], DEPTH * PANEL, 1, c, out_stride * 4L, 1);
         }
     }
+}
+
+// Asks for a share of a tile's keys in their first variant.
+static inline void prefetch_keys(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
+    const char *key = (const char *)key_panel(p, k, 0, k0);
+    long lines = keys * padded_dim(p) / 32;
+    for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) __builtin_prefetch(key + 64 * i, 0, 2);
 }
 
 // Asks for a share of a tile's keys and values: products are fast enough to

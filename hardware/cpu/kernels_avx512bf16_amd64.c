@@ -55,7 +55,7 @@ PRODUCT_ROWS(1) PRODUCT_ROWS(2) PRODUCT_ROWS(3) PRODUCT_ROWS(4)
 static product_fn *const products[PANEL_STEP][ROW_STEP] = {PRODUCT_LIST(1), PRODUCT_LIST(2), PRODUCT_LIST(3), PRODUCT_LIST(4)};
 
 static void multiply_scores(const uint16_t *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
-                            int variant, int64_t k0, int keys, float *score) {
+                            int variant, int64_t k0, int keys, float *score, int add) {
     const uint16_t *packed = key_panel(p, k, variant, k0);
     long panel = padded_dim(p) * PANEL;
     for (int j = 0; j < keys; j += PANEL_STEP * PANEL) {
@@ -64,7 +64,7 @@ static void multiply_scores(const uint16_t *query, int stride, int rows, const i
             int panels = (limit[s] - j) / PANEL < PANEL_STEP ? (limit[s] - j) / PANEL : PANEL_STEP;
             int some = rows - r < ROW_STEP ? rows - r : ROW_STEP;
             products[panels - 1][some - 1](query + (long)r * stride, stride, packed + (long)j * padded_dim(p), panel, (p->key_dim + 1) / 2,
-                                           score + r * TILE + j, TILE, 0);
+                                           score + r * TILE + j, TILE, add);
         }
     }
 }
@@ -84,6 +84,7 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
 }
 
 #define prefetch_tile(p, k, k0, keys, part, parts) ((void)0)
+#define prefetch_keys(p, k, k0, keys, part, parts) ((void)0)
 
 #include "tiles.h"
 #include "bf16_table.h"

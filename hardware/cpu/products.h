@@ -126,10 +126,10 @@ static inline int copy_query(float *to, const trivium_matrix *m, int64_t row, in
     return 0; // all are scaled
 }
 
-// score[rows, keys], as far as the limits: queries . keys [k0, k0+keys), k0 a
-// multiple of 16, of one chunk.
+// score[rows, keys], as far as the limits, is or grows by: queries . keys [k0,
+// k0+keys), k0 a multiple of 16, of one chunk.
 static void multiply_scores(const float *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
-                            int variant, int64_t k0, int keys, float *score) {
+                            int variant, int64_t k0, int keys, float *score, int add) {
     const float *packed = key_panel(p, k, variant, k0);
     for (int j = 0; j < keys; j += PANEL_STEP * PANEL) {
         for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP) {
@@ -137,7 +137,7 @@ static void multiply_scores(const float *query, int stride, int rows, const int 
             int panels = (limit[s] - j) / PANEL < PANEL_STEP ? (limit[s] - j) / PANEL : PANEL_STEP;
             int some = rows - r < ROW_STEP ? rows - r : ROW_STEP;
             products[panels - 1][some - 1](query + (long)r * stride, stride, packed + (long)j * p->key_dim, (long)p->key_dim * PANEL,
-                                           p->key_dim, score + r * TILE + j, TILE, 0);
+                                           p->key_dim, score + r * TILE + j, TILE, add);
         }
     }
 }
@@ -159,5 +159,8 @@ static void multiply_values(const float *weight, int rows, const int *limit, con
 
 // The exponentials of a row take the place of its scores.
 #define weights(weight, score, keys, top, unit) ((void)(weight), exponentials(score, keys, top, unit))
+#define keep_weights(weight, score, keys, top, unit) exponentials_to(weight, score, keys, top, unit)
+#define kept_weights(weight) vf_load(weight)
 // The machine foresees what float32 products will want soon enough.
 #define prefetch_tile(p, k, k0, keys, part, parts) ((void)0)
+#define prefetch_keys(p, k, k0, keys, part, parts) ((void)0)

@@ -63,10 +63,22 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 	}); err != nil {
 		return nil, err
 	}
-	for i, g := range groups {
-		r := &results[g.result]
-		addMean(r.Columns, parts[offsets[i]:], r.Rows)
-		addMean(r.Slashes, parts[offsets[i]+len(r.Columns):], r.Rows)
+	first := make([]int, len(results)+1) // group of each result
+	for _, g := range groups {
+		first[g.result+1]++
+	}
+	for i := range results {
+		first[i+1] += first[i]
+	}
+	err = forEach(ctx, threadCount(s.request.Threads, len(results)), len(results), func(_, i int) {
+		r := &results[i]
+		for g := first[i]; g < first[i+1]; g++ {
+			addMean(r.Columns, parts[offsets[g]:], r.Rows)
+			addMean(r.Slashes, parts[offsets[g]+len(r.Columns):], r.Rows)
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	return results, nil
 }
@@ -191,27 +203,36 @@ func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int)
 	if blockSize < 1 {
 		return nil, fmt.Errorf("cpu: block size %d: want at least 1", blockSize)
 	}
+	type part struct{ result, block, blocks int }
+	const some = 16 // blocks of one part
 	var results []hardware.Pooled
 	var matrices []C.trivium_matrix
 	var offsets []int
+	var parts []part
 	for i := range s.request.Sequences {
 		first := offset(&s.request.Sequences[i])
 		for _, m := range of(i) {
 			blocks := blockCount(first, int(m.rows), blockSize)
+			for b := 0; b < blocks; b += some {
+				parts = append(parts, part{len(results), b, min(some, blocks-b)})
+			}
 			results = append(results, hardware.Pooled{Blocks: blocks, Dim: int(m.cols), Data: make([]float32, blocks*int(m.cols))})
 			matrices, offsets = append(matrices, m), append(offsets, first)
 		}
 	}
-	err := forEach(ctx, threadCount(s.request.Threads, len(results)), len(results), func(_, i int) {
-		if results[i].Blocks == 0 {
-			return
-		}
+	err := forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
+		p := &parts[i]
+		rows, first := matrices[p.result], (floorDiv(offsets[p.result], blockSize)+p.block)*blockSize-offsets[p.result] // of whole blocks
+		from, to := max(0, first), min(int(rows.rows), first+p.blocks*blockSize)
+		rows.data = unsafe.Add(rows.data, from*int(rows.stride)*hardware.Dtype(rows.dtype).Size())
+		rows.rows = C.int64_t(to - from)
+		mean := &results[p.result].Data[p.block*results[p.result].Dim]
 		var pinned runtime.Pinner
 		defer pinned.Unpin()
-		pinned.Pin(&results[i].Data[0])
+		pinned.Pin(mean)
 		call := C.trivium_pool{
-			rows: matrices[i], offset: C.int64_t(offsets[i]), block_size: C.int64_t(blockSize),
-			mean: (*C.float)(unsafe.Pointer(&results[i].Data[0])),
+			rows: rows, offset: C.int64_t(offsets[p.result] + from), block_size: C.int64_t(blockSize),
+			mean: (*C.float)(unsafe.Pointer(mean)),
 		}
 		C.trivium_run_pool(s.pooling, &call)
 	})

@@ -78,8 +78,8 @@ func compareRepresentative(t *testing.T, isa string, got hardware.Representative
 		e = max(e, compareLSE(t, isa, got.LSE[r], lse, limit))
 	}
 	for n := range want.columns {
-		e = max(e, compareProbability(t, isa+" column", n, float64(got.Columns[n]), want.columns[n], limit))
-		e = max(e, compareProbability(t, isa+" slash", n, float64(got.Slashes[n]), want.slashes[n], limit))
+		e = max(e, compareProbability(t, isa+" column", n, float64(got.Columns[n]), want.columns[n], limit.kept(want.columns[n])))
+		e = max(e, compareProbability(t, isa+" slash", n, float64(got.Slashes[n]), want.slashes[n], limit.kept(want.slashes[n])))
 	}
 	return e
 }

@@ -2,26 +2,9 @@
 // tiles.h. Elements go by short steps that stay in the cache: a source is decoded
 // once for up to CANDIDATES results. Same bytes as serial: the same fused
 // multiply-adds in the same order.
-static void NAME(pool)(const trivium_pool *p) {
-    _Alignas(64) float x[256], sum[256];
-    float *mean = p->mean;
-    int cols = p->rows.cols;
-    for (int64_t row = 0; row < p->rows.rows; mean += cols) {
-        int64_t next = (floor_div(p->offset + row, p->block_size) + 1) * p->block_size - p->offset;
-        int64_t last = min_i64(next, p->rows.rows);
-        memset(sum, 0, sizeof sum);
-        for (int64_t r = row; r < last; r++) {
-            load_floats(x, &p->rows, r);
-            for (int j = 0; j < cols; j++) sum[j] += x[j];
-        }
-        for (int j = 0; j < cols; j++) mean[j] = sum[j] / (float)(last - row);
-        row = last;
-    }
-}
-
 // SOURCES and CANDIDATES at a time; their numbers of one step, 16 + 32 KiB for
 // eight sources and sixteen candidates, are in the first and second-level cache.
-enum { STEP = 512, SOURCES = 16, CANDIDATES = 16, BLOCK_ROWS = 4, BLOCK_STEP = 4 * LANES };
+enum { STEP = 512, SOURCES = 16, CANDIDATES = 16, BLOCK_ROWS = 4, BLOCK_STEP = 4 * LANES, POOL_STEP = 8 };
 
 typedef union { float narrow[STEP]; double wide[STEP]; } step_numbers;
 
@@ -131,6 +114,43 @@ INLINE vf load_source(int dtype, const void *data, int64_t i) {
     case TRIVIUM_BFLOAT16: return vf_load_bf16((const uint16_t *)data + i);
     case TRIVIUM_FLOAT16: return vf_load_f16((const uint16_t *)data + i);
     default: return vf_load((const float *)data + i);
+    }
+}
+
+// The mean of rows [row, last) in the columns [j, j + N*LANES), whose sums stay in registers.
+INLINE void pool_columns(const int N, const int dtype, const trivium_matrix *m, int64_t row, int64_t last, int j, float *mean) {
+    vf sum[POOL_STEP], count = vf_set1((float)(last - row));
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) sum[i] = vf_set1(0);
+    for (int64_t r = row; r < last; r++)
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) sum[i] = vf_add(sum[i], load_source(dtype, m->data, r * m->stride + j + i * LANES));
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) vf_store(mean + j + i * LANES, vf_div(sum[i], count));
+}
+
+INLINE void pool_rows(const int dtype, const trivium_matrix *m, int64_t row, int64_t last, float *mean) {
+    int j = 0;
+    for (; j + POOL_STEP * LANES <= m->cols; j += POOL_STEP * LANES) pool_columns(POOL_STEP, dtype, m, row, last, j, mean);
+    for (; j + LANES <= m->cols; j += LANES) pool_columns(1, dtype, m, row, last, j, mean);
+    for (; j < m->cols; j++) {
+        float sum = 0;
+        for (int64_t r = row; r < last; r++) sum += (float)load_number(m->data, dtype, r * m->stride + j);
+        mean[j] = sum / (float)(last - row);
+    }
+}
+
+static void NAME(pool)(const trivium_pool *p) {
+    float *mean = p->mean;
+    for (int64_t row = 0; row < p->rows.rows; mean += p->rows.cols) {
+        int64_t next = (floor_div(p->offset + row, p->block_size) + 1) * p->block_size - p->offset;
+        int64_t last = min_i64(next, p->rows.rows);
+        switch (p->rows.dtype) {
+        case TRIVIUM_BFLOAT16: pool_rows(TRIVIUM_BFLOAT16, &p->rows, row, last, mean); break;
+        case TRIVIUM_FLOAT16: pool_rows(TRIVIUM_FLOAT16, &p->rows, row, last, mean); break;
+        default: pool_rows(TRIVIUM_FLOAT32, &p->rows, row, last, mean);
+        }
+        row = last;
     }
 }
 

@@ -16,10 +16,7 @@
 //
 // Error: exp2 below 2e-7 relative (polynomial 7.5e-8, the rest rounding), tanh
 // below 3e-7; sums of head_dim and of keys in float32, fused.
-enum {
-    STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP,
-    MARGIN = TRIVIUM_REPRESENTATIVE_ROWS, // zeros around the exponentials of a representative call
-};
+enum { STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP };
 
 // --- scores ---
 
@@ -107,7 +104,7 @@ static void set_limits(tile_rows *t, int64_t k0, int keys) {
 
 static void multiply_keys(tile_rows *t, const trivium_band *band, int64_t k0, int keys, float *score) {
     const query_t *query = query_variant(t, band->query) + (long)t->from * t->query_stride;
-    multiply_scores(query, t->query_stride, t->to - t->from, t->limit, t->problem, t->keys, band->key, k0 - t->base, keys, score);
+    multiply_scores(query, t->query_stride, t->to - t->from, t->limit, t->problem, t->keys, band->key, k0 - t->base, keys, score, 0);
 }
 
 // The keys at which a row at position m is in the band: [*first, *last).
@@ -198,16 +195,25 @@ INLINE vf exponential(vf score, vf unit, vf reference) { return exp2_below_one(v
 // What score*unit is to be added to, to be relative to the maximum.
 static inline float reference_of(float top, float unit) { return top == -INFINITY ? 0 : -top * unit; }
 
-// Turns scores into exp2((score - top)*unit) and gives their sum.
-INLINE vf exponentials(float *score, int keys, float top, float unit) {
+// Writes exp2((score - top)*unit) and gives their sum.
+INLINE vf exponentials_to(float *to, const float *score, int keys, float top, float unit) {
     vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0);
     for (int j = 0; j < keys; j += LANES) {
         vf e = exponential(vf_load(score + j), factor, reference);
         sum = vf_add(sum, e);
-        vf_store(score + j, e);
+        vf_store(to + j, e);
     }
     return sum;
 }
+
+INLINE vf sum_exponentials(const float *score, int keys, float top, float unit) {
+    vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0);
+    for (int j = 0; j < keys; j += LANES) sum = vf_add(sum, exponential(vf_load(score + j), factor, reference));
+    return sum;
+}
+
+// Turns scores into their exponentials.
+INLINE vf exponentials(float *score, int keys, float top, float unit) { return exponentials_to(score, score, keys, top, unit); }
 
 static inline float exp2_scalar(float x) { return x < -126 ? 0 : exp2f(x); }
 

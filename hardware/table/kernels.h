@@ -16,9 +16,10 @@ enum { TRIVIUM_FLOAT32, TRIVIUM_BFLOAT16, TRIVIUM_FLOAT16, TRIVIUM_FLOAT64, TRIV
 #define TRIVIUM_PACK_ROWS 128
 // The most query rows of one attend or row_mass call.
 #define TRIVIUM_QUERY_ROWS 128
-// The most rows of one representative call: their exponentials at 16k keys fill
-// a second-level cache, and four such calls keep more threads busy than heads.
-#define TRIVIUM_REPRESENTATIVE_ROWS 32
+// The most rows of one representative call: their exponentials at 16k keys, as
+// float16, fill a second-level cache, and two such calls keep more threads busy
+// than heads. Fewer rows read keys more often.
+#define TRIVIUM_REPRESENTATIVE_ROWS 64
 
 // Rows of one head: row r starts stride*r elements after data, columns are contiguous.
 typedef struct {
@@ -109,7 +110,8 @@ typedef struct {
 // what they have to do with each other is the sum over parts of the products of
 // the parts' rows; a row or key that a part lacks counts as zero. Part 0 has the
 // most keys. Rows at positions [row, row+rows), at most TRIVIUM_QUERY_ROWS,
-// against all visible keys; no bands, no softcap.
+// against all visible keys; no bands, no softcap; query_variants is the number of
+// parts.
 typedef struct {
     const trivium_head *part;   // [parts], of one problem
     int32_t parts;

@@ -123,7 +123,7 @@ static double *run(shape *s, const trivium_kernels *k, int *count) {
 static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
     trivium_problem p = s->problem;
     trivium_band all = {1, INT64_MIN, INT64_MAX, 0, 0};
-    p.band = &all, p.bands = 1, p.softcap = 0, p.half = 0, p.value_dim = 0, p.query_variants = p.key_variants = 1, p.causal = 1;
+    p.band = &all, p.bands = 1, p.softcap = 0, p.half = 0, p.value_dim = 0, p.query_variants = 2, p.key_variants = 1, p.causal = 1;
     trivium_rotation none = {NULL, 0};
     trivium_keys keys[2];
     trivium_head heads[2];
@@ -147,7 +147,7 @@ static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
     for (int i = 0; i < row_blocks * blocks; i++) mass[i] = 0;
     trivium_square_mass m = {heads, 2, 3, (rows + 1) / 2, size, mass};
     k->square_mass(&m, scratch);
-    p.causal = 0, p.window = 0;
+    p.causal = 0, p.window = 0, p.query_variants = 1;
     int first = n / 3, last = squares;
     trivium_column_score c = {&heads[0], 0, heads[0].query.rows, first < last ? first : last, last, score};
     k->column_score(&c, scratch);
