@@ -101,6 +101,9 @@ type Backend interface {
 	// rotates what the bands need. The caller closes the session; it borrows
 	// the matrices of p until then.
 	Prepare(ctx context.Context, p *Problem) (Session, error)
+	// Dots is the product of each row of a with each row of b, of one Dim, in
+	// float32: [a.Blocks, b.Blocks]. It runs on the calling thread.
+	Dots(a, b Pooled) []float32
 	// WeightedSum adds up checkpoints: for each candidate c,
 	// out[c][i] = sum over s of weights[c][s]*in[s][i], accumulated in float32,
 	// or float64 when wide, in source order, rounded once to the nearest even.

@@ -278,6 +278,15 @@ static void pool_serial(const trivium_pool *p) {
     }
 }
 
+static void dots_serial(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < keys; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < dim; k++) sum += (double)a[i * dim + k] * b[j * dim + k];
+            product[i * keys + j] = (float)sum;
+        }
+}
+
 static void weighted_sum_serial(const trivium_sum *w, void *scratch) {
     (void)scratch;
     for (int64_t i = w->first; i < w->first + w->count; i++) {
@@ -508,5 +517,6 @@ static const trivium_kernels kernels_serial = {
     .variances = variances_serial,
     .squares = squares_serial,
     .majority = majority_serial,
+    .dots = dots_serial,
 };
 TRIVIUM_REGISTER(kernels_serial);

@@ -241,3 +241,12 @@ func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int)
 	}
 	return results, nil
 }
+
+func (b *backend) Dots(x, y hardware.Pooled) []float32 {
+	product := make([]float32, x.Blocks*y.Blocks)
+	if len(product) > 0 && x.Dim > 0 {
+		floats := func(x []float32) *C.float { return (*C.float)(unsafe.Pointer(&x[0])) }
+		C.trivium_run_dots(b.pooling, floats(x.Data), C.int64_t(x.Blocks), floats(y.Data), C.int64_t(y.Blocks), C.int64_t(x.Dim), floats(product))
+	}
+	return product
+}

@@ -223,3 +223,34 @@ func (c *randomCase) comparePool(t *testing.T, query bool, size int, got []hardw
 		}
 	}
 }
+
+func TestDotsAgainstDefinition(t *testing.T) {
+	r := rand.New(rand.NewPCG(firstSeed, 9))
+	random := func(blocks, dim int) hardware.Pooled {
+		p := hardware.Pooled{Blocks: blocks, Dim: dim, Data: make([]float32, blocks*dim)}
+		for i := range p.Data {
+			p.Data[i] = float32(r.NormFloat64())
+		}
+		return p
+	}
+	for range 50 {
+		dim := 1 + r.IntN(256)
+		a, b := random(r.IntN(20), dim), random(r.IntN(20), dim)
+		for isa, backend := range backends(t) {
+			got := backend.Dots(a, b)
+			if len(got) != a.Blocks*b.Blocks {
+				t.Fatalf("%s: %d products of %d rows and %d", isa, len(got), a.Blocks, b.Blocks)
+			}
+			for at, x := range got {
+				want, size := 0.0, 0.0
+				for k := range dim {
+					y := float64(a.Data[at/b.Blocks*dim+k]) * float64(b.Data[at%b.Blocks*dim+k])
+					want, size = want+y, size+math.Abs(y)
+				}
+				if !(math.Abs(float64(x)-want) <= 0x1p-23*float64(dim)*size+0x1p-24) {
+					t.Fatalf("%s, dim %d: product %d is %g, want %g", isa, dim, at, x, want)
+				}
+			}
+		}
+	}
+}

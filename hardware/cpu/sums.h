@@ -2,6 +2,23 @@
 // tiles.h. Elements go by short steps that stay in the cache: a source is decoded
 // once for up to CANDIDATES results. Same bytes as serial: the same fused
 // multiply-adds in the same order.
+static void NAME(dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product) {
+    for (int64_t i = 0; i < rows; i++, a += dim) {
+        for (int64_t j = 0; j < keys; j++) {
+            const float *key = b + j * dim;
+            vf low = vf_set1(0), high = vf_set1(0); // so that sums wait less for each other
+            int64_t k = 0;
+            for (; k + 2 * LANES <= dim; k += 2 * LANES) {
+                low = vf_fma(vf_load(a + k), vf_load(key + k), low);
+                high = vf_fma(vf_load(a + k + LANES), vf_load(key + k + LANES), high);
+            }
+            float sum = vf_total(vf_add(low, high));
+            for (; k < dim; k++) sum += a[k] * key[k];
+            product[i * keys + j] = sum;
+        }
+    }
+}
+
 // SOURCES and CANDIDATES at a time; their numbers of one step, 16 + 32 KiB for
 // eight sources and sixteen candidates, are in the first and second-level cache.
 enum { STEP = 512, SOURCES = 16, CANDIDATES = 16, BLOCK_ROWS = 4, BLOCK_STEP = 4 * LANES, POOL_STEP = 8 };
@@ -312,5 +329,6 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .variances = variances_##isa,              \
         .squares = squares_##isa,                  \
         .majority = majority_##isa,                \
+        .dots = dots_##isa,                        \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -306,6 +306,8 @@ typedef struct trivium_kernels {
     void (*variances)(const trivium_variances *, void *scratch);
     void (*squares)(const trivium_squares *, void *scratch);
     void (*majority)(const trivium_majority *, void *scratch);
+    // Beside pool: product[i*keys + j] = row i of a, [rows, dim], times row j of b, [keys, dim].
+    void (*dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product);
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

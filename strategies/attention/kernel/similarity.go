@@ -4,7 +4,6 @@ import (
 	"math"
 
 	"github.com/trivium-ml/trivium/hardware"
-	"github.com/trivium-ml/trivium/strategies/attention/kernel/mass"
 )
 
 // Means are mean rows and where they stand: the position in the middle of the
@@ -40,18 +39,23 @@ func standing(pooled hardware.Pooled, offset, rows, blockSize int) Means {
 // stand in. Where visible says nothing is seen it is 0. A mean turns as a whole,
 // which is exact where a band moves all positions alike, as STRING's do.
 func (c *Call) Similarity(queries, keys Means, visible func(row int) (low, high int)) [][]float32 {
-	turnedQueries, turnedKeys := c.turn(queries, true), c.turn(keys, false)
+	products := c.products(queries, keys)
 	scale := c.Problem.Scale
 	if c.Problem.Positions != nil {
 		scale *= c.Problem.Positions.Scale
 	}
 	all := make([][]float32, queries.Blocks)
+	scores := make([]float32, queries.Blocks*keys.Blocks)
 	for i := range all {
-		all[i] = make([]float32, keys.Blocks)
+		at := i * keys.Blocks
+		all[i] = scores[at : at+keys.Blocks]
 		low, high := visible(i)
 		for j := low; j < high; j++ {
-			band := c.band(queries.Position[i], keys.Position[j])
-			score := scale * mass.Dot(turnedQueries[band][i*queries.Dim:(i+1)*queries.Dim], turnedKeys[band][j*keys.Dim:])
+			band := 0
+			if len(products) > 1 {
+				band = c.band(queries.Position[i], keys.Position[j])
+			}
+			score := scale * float64(products[band][at+j])
 			if limit := c.Problem.Softcap; limit > 0 {
 				score = limit * math.Tanh(score/limit)
 			}
@@ -61,11 +65,19 @@ func (c *Call) Similarity(queries, keys Means, visible func(row int) (low, high 
 	return all
 }
 
+// products is those of all means, at the positions of each band.
+func (c *Call) products(queries, keys Means) [][]float32 {
+	turnedQueries, turnedKeys := c.turn(queries, true), c.turn(keys, false)
+	products := make([][]float32, len(turnedQueries))
+	for band := range products {
+		products[band] = c.kernel.backend.Dots(hardware.Pooled{Blocks: queries.Blocks, Dim: queries.Dim, Data: turnedQueries[band]},
+			hardware.Pooled{Blocks: keys.Blocks, Dim: keys.Dim, Data: turnedKeys[band]})
+	}
+	return products
+}
+
 // band is the index of the band of a pair of positions.
 func (c *Call) band(m, n int64) int {
-	if c.Problem.Positions == nil {
-		return 0
-	}
 	return max(0, c.Request.Position.Band(m, n))
 }
 

@@ -75,7 +75,7 @@ func keepRow(h *kernel.Head, row int, scores []float32, threshold float64) {
 			wanted -= float64(scores[forced])
 		}
 	}
-	for _, j := range mass.Order(scores) {
+	for _, j := range mass.Falling(scores) {
 		if wanted <= 0 {
 			return
 		}

@@ -33,6 +33,21 @@ func (Backend) Prepare(_ context.Context, p *hardware.Problem) (hardware.Session
 	return s, nil
 }
 
+// Dots multiplies each row of a with each of b.
+func (Backend) Dots(a, b hardware.Pooled) []float32 {
+	product := make([]float32, 0, a.Blocks*b.Blocks)
+	for i := range a.Blocks {
+		for j := range b.Blocks {
+			sum := 0.0
+			for k := range a.Dim {
+				sum += float64(a.Data[i*a.Dim+k]) * float64(b.Data[j*a.Dim+k])
+			}
+			product = append(product, float32(sum))
+		}
+	}
+	return product
+}
+
 type session struct {
 	problem   *hardware.Problem
 	sequences []sequence

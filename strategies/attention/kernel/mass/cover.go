@@ -37,33 +37,41 @@ func Largest(values []float32, count int) []int {
 func descend(values []float32, fits func(count int, sum float64) bool) (cut float32, count int, sum float64) {
 	var prefix uint32
 	known := 32 // bits from here up are those of prefix
+	room := make([]bucket, 1<<12)
 	for _, shift := range [...]int{20, 8, 0} {
-		counts, sums := histogram(values, prefix, known, shift)
-		bucket := len(counts) - 1
-		for bucket >= 0 && fits(count+counts[bucket], sum+sums[bucket]) {
-			count, sum = count+counts[bucket], sum+sums[bucket]
-			bucket--
+		buckets := room[:1<<(known-shift)]
+		fill(buckets, values, prefix, known, shift)
+		at := len(buckets) - 1
+		for at >= 0 && fits(count+buckets[at].count, sum+buckets[at].sum) {
+			count, sum = count+buckets[at].count, sum+buckets[at].sum
+			at--
 		}
-		if bucket < 0 {
+		if at < 0 {
 			return -1, count, sum
 		}
-		prefix, known = prefix|uint32(bucket)<<shift, shift
+		prefix, known = prefix|uint32(at)<<shift, shift
 	}
 	return math.Float32frombits(prefix), count, sum
 }
 
-// histogram counts and sums the values whose bits from known on are those of
+// bucket is the values that share some bits.
+type bucket struct {
+	sum   float64
+	count int
+}
+
+// fill counts and sums the values whose bits from known on are those of
 // prefix, by their bits from shift to known.
-func histogram(values []float32, prefix uint32, known, shift int) ([]int, []float64) {
-	counts, sums := make([]int, 1<<(known-shift)), make([]float64, 1<<(known-shift))
+func fill(buckets []bucket, values []float32, prefix uint32, known, shift int) {
+	clear(buckets)
+	mask := uint32(len(buckets) - 1)
 	for _, v := range values {
 		bits := math.Float32bits(v)
 		if uint64(bits)>>known != uint64(prefix)>>known {
 			continue
 		}
-		bucket := bits >> shift & uint32(len(counts)-1)
-		counts[bucket]++
-		sums[bucket] += float64(v)
+		b := &buckets[bits>>shift&mask]
+		b.count++
+		b.sum += float64(v)
 	}
-	return counts, sums
 }

@@ -1,6 +1,7 @@
 package mass
 
 import (
+	"math"
 	"slices"
 	"testing"
 
@@ -53,6 +54,19 @@ func TestLargestIsThatOfASort(t *testing.T) {
 		want := slices.Sorted(slices.Values(order[:count]))
 		if got := Largest(values, count); !slices.Equal(got, want) {
 			t.Fatalf("largest %d: %v, want %v", count, got, want)
+		}
+	})
+}
+
+func TestFallingIsTheStableOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		values := append(drawValues(t), rapid.SliceOf(rapid.SampledFrom([]float32{-1, float32(math.Copysign(0, -1)), 0, float32(math.NaN()), float32(math.Inf(1))})).Draw(t, "odd")...)
+		wide := make([]float64, len(values))
+		for i, v := range values {
+			wide[i] = float64(v)
+		}
+		if got, want := Falling(values), Order(wide); !slices.Equal(got, want) {
+			t.Fatalf("order of %v: %v, want %v", values, got, want)
 		}
 	})
 }

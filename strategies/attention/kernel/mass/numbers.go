@@ -9,24 +9,50 @@ import (
 // Blocks adds up values over blocks, of which there are count.
 func Blocks(values []float32, block, count int) []float64 {
 	sums := make([]float64, count)
-	for i, v := range values {
-		if i/block >= count {
-			break
+	for b := range sums {
+		for _, v := range values[min(len(values), b*block):min(len(values), (b+1)*block)] {
+			sums[b] += float64(v)
 		}
-		sums[i/block] += float64(v)
 	}
 	return sums
 }
 
 // Order is the indices of values from the largest down; of equals the lower
 // first.
-func Order[F float32 | float64](values []F) []int {
+func Order(values []float64) []int {
 	order := make([]int, len(values))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(values[b], values[a]) })
 	return order
+}
+
+// Falling is the order of float32 values, several times as fast: with their
+// indices they fit into numbers.
+func Falling(values []float32) []int {
+	keys := make([]uint64, len(values))
+	for i, v := range values {
+		keys[i] = uint64(rising(v))<<32 | uint64(^uint32(i))
+	}
+	slices.Sort(keys)
+	order := make([]int, len(values))
+	for i, k := range keys {
+		order[len(order)-1-i] = int(^uint32(k))
+	}
+	return order
+}
+
+// rising is bits that compare as unsigned numbers as the values do, 0 for NaN.
+func rising(v float32) uint32 {
+	switch bits := math.Float32bits(v + 0); { // -0 + 0 is 0
+	case v != v:
+		return 0
+	case bits>>31 == 1:
+		return ^bits
+	default:
+		return bits | 1<<31
+	}
 }
 
 // Heaviest picks count of the blocks, block 0 first and then by their sums; of
@@ -52,22 +78,4 @@ func Softmax(x []float64) {
 	for i := range x {
 		x[i] /= sum
 	}
-}
-
-// Dot multiplies a with the first len(a) elements of b, in four independent
-// sums.
-func Dot(a, b []float32) float64 {
-	b = b[:len(a)]
-	var s0, s1, s2, s3 float32
-	i := 0
-	for ; i+4 <= len(a); i += 4 {
-		s0 += a[i] * b[i]
-		s1 += a[i+1] * b[i+1]
-		s2 += a[i+2] * b[i+2]
-		s3 += a[i+3] * b[i+3]
-	}
-	for ; i < len(a); i++ {
-		s0 += a[i] * b[i]
-	}
-	return float64(s0+s1) + float64(s2+s3)
 }
