@@ -9,12 +9,11 @@
 #else
 #define BAND_COUNT 1
 #endif
-#if defined(BANDS) || defined(WINDOW)
-#define LOWER_LIMIT 1
+#ifdef WINDOW
+constexpr bool kWindow = true;
+#else
+constexpr bool kWindow = false;
 #endif
-
-// A tile: flags and key block. kNear: no tile of the item is far; kTurn: the next one is the first far one.
-constexpr u32 kLast = 0x80000000u, kFar = 0x40000000u, kNear = 0x20000000u, kTurn = 0x10000000u, kColumn = 0x0fffffffu;
 
 struct Work { int batch, head, block, begin, count; Sequence seq; };
 
@@ -57,21 +56,19 @@ __device__ __forceinline__ Work decode(const AttendArgs& a, u32 t) {
 struct RowState { float m[2], l[2]; };
 
 // Drops the keys a row may not see. query: position of the thread's first row; key: position of the tile's first key.
-template <int N>
+// With `bands`, also those that are not of the rotation's side of the border.
+template <bool bands, int N>
 __device__ __forceinline__ void mask_scores(float (&s)[N], const AttendArgs& a, int query, int k_len, int key0, bool far) {
   const int base = key0 + 2 * (threadIdx.x & 3);
   int hi[2], lo[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     hi[r] = min((query + 8 * r), k_len - 1);
-    lo[r] = -0x40000000;
-#ifdef WINDOW
-    lo[r] = (query + 8 * r) - a.window + 1;
-#endif
-#ifdef BANDS
-    if (far) hi[r] = min(hi[r], (query + 8 * r) - a.band);
-    else lo[r] = max(lo[r], (query + 8 * r) - a.band + 1);
-#endif
+    lo[r] = kWindow ? (query + 8 * r) - a.window + 1 : -0x40000000;
+    if (bands) {
+      if (far) hi[r] = min(hi[r], (query + 8 * r) - a.band);
+      else lo[r] = max(lo[r], (query + 8 * r) - a.band + 1);
+    }
     hi[r] -= base;
     lo[r] -= base;
   }
@@ -79,23 +76,18 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], const AttendArgs& a, 
   for (int i = 0; i < N; ++i) {
     const int key = (i / 4) * 8 + (i & 1), r = (i >> 1) & 1;
     bool keep = key <= hi[r];
-#ifdef LOWER_LIMIT
-    keep = keep && key >= lo[r];
-#endif
+    if (bands || kWindow) keep = keep && key >= lo[r];
     s[i] = keep ? s[i] : NEG_INF;
   }
 }
 
 // Whether any of 64 rows from first_query may not see one of `keys` keys from low.
+template <bool bands>
 __device__ __forceinline__ bool needs_mask(const AttendArgs& a, int first_query, int k_len, int low, int keys, bool far) {
   const int high = low + keys - 1;
   bool need = high > min(first_query, k_len - 1);
-#ifdef WINDOW
-  need = need || low < first_query + 63 - a.window + 1;
-#endif
-#ifdef BANDS
-  need = need || (far ? first_query - high < a.band : first_query + 63 - low >= a.band);
-#endif
+  if (kWindow) need = need || low < first_query + 63 - a.window + 1;
+  if (bands) need = need || (far ? first_query - high < a.band : first_query + 63 - low >= a.band);
   return need;
 }
 

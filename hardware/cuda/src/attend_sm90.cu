@@ -18,6 +18,7 @@
 //   5 Q read one item ahead, first softmax over the last P V    644 / 622
 //   6 sequences, blocks by position, any head_dim: the same (H100 664 / 648)
 //   7 BANDS: the turn to far tiles known a tile ahead; cost of the second rotation itself 4 - 7 % -> 2 - 3 %
+//   8 BANDS: border tiles once, with two softmaxes and one P V; masks and borders decided where items are laid out
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
 #include "tiles.cuh"
@@ -26,6 +27,15 @@
 constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 
+// A tile: flags and key block. Of the two rotations, far tiles take the second, border tiles have keys for either.
+// kNear: the item has no far or border tile; kTurn: the next tile is the item's first far one; kMask, kMask << 1: the
+// first, the last 64 rows may not see all of the tile.
+enum : u32 {
+  kLast = 1u << 31, kFar = 1u << 30, kBorder = 1u << 29, kNear = 1u << 28, kTurn = 1u << 27, kMask = 1u << 25,
+  kColumn = (1u << 25) - 1
+};
+constexpr u32 kAfter = BAND_COUNT == 2 ? kBorder | kTurn : 0;  // more to do before the next tile
+
 // Plan is up to 32 key blocks of one item, read ahead of the copies.
 constexpr int kPlans = 2;
 struct Plan {
@@ -33,11 +43,11 @@ struct Plan {
   int first, last; // the first and the last part of the item
   int batch, box, head, block, kv_head, q_row, k_row;
   int k_end;       // keys of the sequence where others follow in the tensor; otherwise kColumn
-  int columns[32];  // kFar marks the second rotation
+  u32 columns[32];  // with their flags
 };
 
 struct Shared {
-  alignas(8) u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages], v_raw;
+  alignas(8) u64 q_full, q_empty, q2_full, q2_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages], v_raw;
   u64 plan_full[kPlans], plan_empty[kPlans];
   u32 k_info[kStages];
   int batch, head, block, rows;  // the item of the query tile; rows < 0 ends the kernel, rows == 0 means no tile
@@ -51,6 +61,30 @@ struct Ring {
 };
 
 #define BAR(field) shared_address(&sh->field)
+
+// Column i of an item, from the last to the first.
+__device__ __forceinline__ int column_of(const AttendArgs& a, const Work& w, int i) {
+  const int at = w.begin + w.count - 1 - i;
+  return a.row_ptr ? a.cols[at] : at;
+}
+
+// Whether all distances of a tile are those of the second rotation; low: position of the item's first query.
+__device__ __forceinline__ bool is_far(const AttendArgs& a, int low, int column) { return low - column * kTile - (kTile - 1) >= a.band; }
+
+// Column i of an item with its flags, but kLast.
+__device__ __forceinline__ u32 tile_of(const AttendArgs& a, const Work& w, int low, int i, bool near) {
+  const int column = column_of(a, w, i), key = column * kTile;
+  u32 tile = column;
+  for (int g = 0; g < 2; ++g)
+    if (needs_mask<false>(a, low + 64 * g, w.seq.k_len, key, kTile, false)) tile |= kMask << g;
+#ifdef BANDS
+  if (near) return tile | kNear;
+  if (is_far(a, low, column)) return tile | kFar;
+  if (low + kTile - 1 - key >= a.band) tile |= kBorder;
+  if (i + 1 < w.count && is_far(a, low, column_of(a, w, i + 1))) tile |= kTurn;
+#endif
+  return tile;
+}
 
 // One warp claims items and lays out their columns, from the last to the first: the tiles that need a mask come first.
 __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
@@ -68,50 +102,21 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
       w = decode(a, t);
       if (w.block < 0) continue;
     }
-    // With two rotations: first the columns near the queries, then those far from them; a column at the border is both.
-    int next = 0;
-    bool first = true, last;
-#ifdef BANDS
     const int low = w.seq.q_offset + w.block * kTile;
-    const bool near_only = low + kTile - 1 < a.band;  // nearer than the border to its first key
-    bool far = false;
-    int far_from = -1;
-#endif
-    do {
-      const int mine = next + lane;
-      int column = 0;
-      if (mine < w.count) column = a.row_ptr ? a.cols[w.begin + w.count - 1 - mine] : w.begin + w.count - 1 - mine;
-      int count = min(32, w.count - next);
-      last = next + 32 >= w.count;
+    bool near = false;
 #ifdef BANDS
-      if (!far) {
-        const int distance = low - column * kTile;  // from the first query to the first key
-        const int near_count = __popc(__ballot_sync(~0u, lane < count && distance - (kTile - 1) < a.band));
-        const u32 far_lanes = __ballot_sync(~0u, lane < count && distance + kTile - 1 >= a.band);
-        if (far_from < 0 && far_lanes) far_from = next + __ffs(far_lanes) - 1;
-        if (near_count == count && !last) {  // there may be more: the last near column waits for what follows it
-          count = 31;
-          --next;
-        } else if (far_from >= 0) {  // go on from the first far column, which may have been a near one too
-          far = true;
-          count = near_count;
-          last = false;
-          next = far_from - 32;
-          if (count == 0) { next += 32; continue; }
-          if (lane == count - 1) column |= kTurn;
-        }
-      } else {
-        column |= kFar;
-      }
-      if (near_only) column |= kNear;
+    near = w.count > 0 && low + kTile - 1 - column_of(a, w, w.count - 1) * kTile < a.band;  // even the most distant one
 #endif
+    int next = 0;
+    do {
+      const u32 tile = next + lane < w.count ? tile_of(a, w, low, next + lane, near) : 0;
       barrier_wait(BAR(plan_empty[slot]), phase);
       Plan* p = &sh->plans[slot];
-      p->columns[lane] = column;
+      p->columns[lane] = tile;
       if (lane == 0) {
-        p->count = end ? -1 : count;
-        p->first = first;
-        p->last = last;
+        p->count = end ? -1 : min(32, w.count - next);
+        p->first = next == 0;
+        p->last = next + 32 >= w.count;
         p->batch = w.batch; p->head = w.head; p->block = w.block; p->kv_head = w.head / group;
         p->box = w.seq.box;
         p->q_row = w.seq.q_row + w.block * kTile;
@@ -121,8 +126,7 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
       barrier_arrive(BAR(plan_full[slot]));
       if (++slot == kPlans) { slot = 0; phase ^= 1; }
       next += 32;
-      first = false;
-    } while (!last);
+    } while (next < w.count);
     if (end) break;
   }
   if (lane == 0) {
@@ -135,23 +139,23 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
   }
 }
 
-// One thread copies the query tiles, up to one item ahead of the consumers.
+// One thread copies the query tiles, up to one item ahead of the consumers. The second rotation has barriers of its own:
+// it is needed until an item's first far tile, the first one only until it is in registers.
 __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh, u32 q_tile, const TensorMap* map_q,
                                                 const TensorMap* map_q2) {
-  u32 q_phase = 1, plan_phase = 0, plan_slot = 0;
+  u32 q_phase = 1, q2_phase = 1, plan_phase = 0, plan_slot = 0;
   while (true) {
     barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
     const Plan* p = &sh->plans[plan_slot];
-    const int count = p->count;
-    if (p->first) {
+    const int count = p->count, row = p->q_row, head = p->head, box = p->box;
+    const bool first = p->first, both = BAND_COUNT == 2 && first && count > 0 && !(p->columns[0] & kNear);
+    if (first) {
       barrier_wait(BAR(q_empty), q_phase);
       q_phase ^= 1;
-      sh->batch = p->batch; sh->head = p->head; sh->block = p->block; sh->rows = count;
+      sh->batch = p->batch; sh->head = head; sh->block = p->block; sh->rows = count;
       if (count > 0) {
-        const bool both = BAND_COUNT == 2 && !(p->columns[0] & kNear);
-        barrier_expect(BAR(q_full), (1 + both) * kTileBytes);
-        copy_tile(q_tile, map_q, BAR(q_full), p->q_row, p->head, p->box);
-        if (both) copy_tile(q_tile + kTileBytes, map_q2, BAR(q_full), p->q_row, p->head, p->box);
+        barrier_expect(BAR(q_full), kTileBytes);
+        copy_tile(q_tile, map_q, BAR(q_full), row, head, box);
       } else {
         barrier_arrive(BAR(q_full));  // an empty row, or the end
       }
@@ -159,6 +163,12 @@ __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh,
     barrier_arrive(BAR(plan_empty[plan_slot]));
     if (count < 0) break;
     if (++plan_slot == kPlans) { plan_slot = 0; plan_phase ^= 1; }
+    if (both) {
+      barrier_wait(BAR(q2_empty), q2_phase);
+      q2_phase ^= 1;
+      barrier_expect(BAR(q2_full), kTileBytes);
+      copy_tile(q_tile + kTileBytes, map_q2, BAR(q2_full), row, head, box);
+    }
   }
 }
 
@@ -284,14 +294,12 @@ __device__ __forceinline__ void finish(const AttendArgs& a, const Item& item, co
 
 // Soft cap and mask of one tile of scores.
 __device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a, const Item& item, u32 info, int row_in_tile) {
-  const int key = (int)(info & kColumn) * kTile;
-  const bool far = info & kFar;
 #ifdef SOFTCAP
   cap_scores(s, a);
 #endif
-  const int first_query = item.seq.q_offset + item.block * kTile;
-  if (needs_mask(a, first_query + (row_in_tile & 64), item.seq.k_len, key, kTile, far))
-    mask_scores(s, a, first_query + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len, key, far);
+  if (info & (kBorder | (row_in_tile & 64 ? kMask << 1 : kMask)))
+    mask_scores<BAND_COUNT == 2>(s, a, item.seq.q_offset + item.block * kTile + row_in_tile + (threadIdx.x & 31) / 4,
+                                 item.seq.k_len, (int)(info & kColumn) * kTile, info & kFar);
 }
 
 // ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum
@@ -318,14 +326,62 @@ __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& 
   return x;
 }
 
-// The fragments in registers are all that is needed of the query tile. With two rotations it stays until the second is
-// loaded, or until the last column of an item that keeps no far one.
+// The far keys of a border tile, whose near ones are in p already: their probabilities are joined to those of the near
+// keys, which are zero there, so that one product with V serves both. Nothing is under way. q2: 64 rows of the second
+// query tile, read from shared memory as the registers hold the first.
+__device__ __forceinline__ void join_far(float (&s)[64], u32 (&p)[8][4], float (&o)[kOut], RowState& st, const AttendArgs& a,
+                                         const Item& item, u32 info, int row_in_tile, float scale_log2, u32 q2, u32 k) {
+  const u64 qd = descriptor(q2, 16), kd = descriptor(k, 16);
+  pin(s);
+  wgmma_fence();
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+    const u32 step = (kk / 4) * kHalfBytes + (kk % 4) * 32;
+    wgmma_ss(s, advance(qd, step), advance(kd, step), kk > 0);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  pin(s);
+  limit_scores(s, a, item, info | kFar, row_in_tile);
+  float rescale[2];
+  if (softmax<false>(s, st, rescale, scale_log2)) {
+#pragma unroll
+    for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      u32& x = p[i / 4][i & 3];
+      x = pack(unpack_lo(x) * rescale[i & 1], unpack_hi(x) * rescale[i & 1]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i) p[i / 4][i & 3] |= pack(s[2 * i], s[2 * i + 1]);
+}
+
+// A warp is done with a query tile, or with the key tile in slot kr.
+#define RELEASE(barrier) do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(barrier)); } while (0)
 #ifdef BANDS
-#define LOADED_QUERY() do { if (info & (kFar | kLast | kNear)) RELEASE_QUERY(); } while (0)
+// The rest of the item needs the second rotation only.
+#define TURN_QUERY() do { barrier_wait(BAR(q2_full), q2_phase); q2_phase ^= 1; load_query(q, q_rows + kTileBytes); RELEASE(q2_empty); } while (0)
+#define START_QUERY() do { if (info & kFar) TURN_QUERY(); else load_query(q, q_rows); RELEASE(q_empty); } while (0)
+#define RELEASE_KEYS() do { if (lane == 0 && !(info & kBorder)) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
+// kAfter: the far half of a border tile, whose keys lie in the last slot; then the second rotation, which ends with the
+// item where no far tile follows.
+#define AFTER_TILE() do { \
+    if (info & kBorder) { \
+      const u32 slot = kr.slot ^ 1; \
+      barrier_wait(BAR(q2_full), q2_phase); \
+      join_far(s, p, o, st, a, item, info, row_in_tile, scale_log2, q2_rows, k_ring + slot * kTileBytes); \
+      RELEASE(k_empty[slot]); \
+      if (info & kLast) { q2_phase ^= 1; RELEASE(q2_empty); } \
+    } \
+    if (info & kTurn) TURN_QUERY(); \
+    info &= ~kAfter; \
+  } while (0)
 #else
-#define LOADED_QUERY() RELEASE_QUERY()
+#define START_QUERY() do { load_query(q, q_rows); RELEASE(q_empty); } while (0)
+#define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
+#define AFTER_TILE() do { } while (0)
 #endif
-#define RELEASE_QUERY() do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(q_empty)); } while (0)
 
 __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring, u32 out_tile) {
   const int group = threadIdx.x / 128 - 1;  // warpgroup 0 or 1
@@ -333,6 +389,10 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
   const int row_in_tile = group * 64 + warp * 16;
   const u32 q_rows = q_tile + row_in_tile * 128, stage = out_tile + row_in_tile * HEAD_DIM * 2;
   u32 q_phase = 0;
+#ifdef BANDS
+  const u32 q2_rows = q_tile + kTileBytes + group * 64 * 128;
+  u32 q2_phase = 0;
+#endif
   Ring kr = {0, 0}, vr = {0, 0};
 #ifdef SOFTCAP
   const float scale_log2 = 1.44269504f;
@@ -353,7 +413,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
     if (item.rows == 0) {
-      RELEASE_QUERY();
+      RELEASE(q_empty);
       st = RowState{{NEG_INF, NEG_INF}, {0.0f, 0.0f}};
       finish(a, item, o, st, scale_log2, stage, row_in_tile);
       continue;
@@ -361,27 +421,21 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     // The first scores of an item that has no open one before it.
     barrier_wait(BAR(k_full[kr.slot]), kr.phase);
     u32 info = tile_info(sh, kr.slot);
-    load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
-    LOADED_QUERY();
+    START_QUERY();
     pin(s);
     wgmma_fence();
     product_qk(s, q, k_ring + kr.slot * kTileBytes);
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
-    if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+    RELEASE_KEYS();
     kr.next();
     limit_scores(s, a, item, info, row_in_tile);
     softmax<true>(s, st, rescale, scale_log2);
     pack_scores(p, s);
     while (true) {
-      while (!(info & kLast)) {
-#ifdef BANDS
-        if (info & kTurn) {  // known a tile ahead: reading the flags of this one would delay its products
-          load_query(q, q_rows + kTileBytes);
-          RELEASE_QUERY();
-        }
-#endif
+      if (info & kAfter) AFTER_TILE();  // not in the loop, where it would cost every tile 3 %
+      while (!(info & (kLast | kAfter))) {
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
         info = tile_info(sh, kr.slot);
         pin(s);
@@ -392,12 +446,9 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(v_full[vr.slot]), vr.phase);
         product_pv(o, p, v_ring + vr.slot * kTileBytes);
         wgmma_commit();
-#ifdef BANDS
-        if ((info & (kLast | kFar | kNear)) == kLast) RELEASE_QUERY();
-#endif
         wgmma_wait<1>();
         pin(s);
-        if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+        RELEASE_KEYS();
         kr.next();
         limit_scores(s, a, item, info, row_in_tile);
         const bool grew = softmax<false>(s, st, rescale, scale_log2);
@@ -412,13 +463,13 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         }
         pack_scores(p, s);
       }
+      if (info & kAfter) continue;
       next = read_item(a, sh, q_phase);
       if (next.rows <= 0) break;
       // The first scores of the next item and the last product of this one go to the tensor cores together.
       barrier_wait(BAR(k_full[kr.slot]), kr.phase);
       info = tile_info(sh, kr.slot);
-      load_query(q, q_rows + ((info & kFar) ? kTileBytes : 0));
-      LOADED_QUERY();
+      START_QUERY();
       pin(s);
       pin(o);
       wgmma_fence();
@@ -429,7 +480,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       wgmma_commit();
       wgmma_wait<1>();
       pin(s);
-      if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot]));
+      RELEASE_KEYS();
       kr.next();
       const RowState finished = st;
       limit_scores(s, a, next, info, row_in_tile);
@@ -471,6 +522,8 @@ extern "C" __global__ void __launch_bounds__(384, 1)
   if (threadIdx.x == 0) {
     barrier_init(BAR(q_full), 1);
     barrier_init(BAR(q_empty), 8);
+    barrier_init(BAR(q2_full), 1);
+    barrier_init(BAR(q2_empty), 8);
     barrier_init(BAR(v_raw), 1);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(BAR(k_full[i]), 1);

@@ -108,6 +108,12 @@ template <int transposed> __device__ __forceinline__ void wgmma_rs(float (&d)[32
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(transposed));
 }
 
+// d[64 x 128] (+)= A . B with both in shared memory, K-major.
+__device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" WGMMA(128) "{" REGS64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+               : ACC16(d, 0), ACC16(d, 16), ACC16(d, 32), ACC16(d, 48)
+               : "l"(a), "l"(b), "r"(accumulate));
+}
 // d[64 x 256] (+)= A . B with both in shared memory, K-major.
 __device__ __forceinline__ void wgmma_ss(float (&d)[128], u64 a, u64 b, int accumulate) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n" WGMMA(256) "{" REGS128 "}, %128, %129, p, 1, 1, 0, 0;\n}"

@@ -61,6 +61,31 @@ def sustained(f, seconds=1.0, card=None):
     return sorted(times)[len(times) // 2]
 
 
+def in_turn(calls, seconds=.15, rounds=6):
+    """Milliseconds of each of several calls, blocks of each in turn, so that all have one clock."""
+    times = [max(3, int(1000 * seconds / driver.median_ms(f, 3, 1))) for f in calls]
+    blocks = [[] for _ in calls]
+    for _ in range(rounds):
+        for f, n, out in zip(calls, times, blocks):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            f()
+            begin.record()
+            for _ in range(n):
+                f()
+            end.record()
+            end.synchronize()
+            out.append(begin.elapsed_time(end) / n)
+    return [sorted(x[1:])[len(x) // 2 - 1] for x in blocks]  # the first round warms the card
+
+
+def string_costs(string, q, k, v, out, lse, mask, plain):
+    """What a second rotation costs the attention kernel; `aligned`: with the border on a multiple of 128."""
+    n = q.shape[2]
+    borders = (n // 3, n // 3 // TILE * TILE)
+    ms = in_turn([plain] + [string.prepare(q, k, v, out, lse, mask, q2=q, band=b) for b in borders])
+    return dict(string_cost=ms[1] / ms[0] - 1, string_cost_aligned=ms[2] / ms[0] - 1)
+
+
 def tflops(tiles, ms, d=D):
     return tiles * 4 * TILE * TILE * d / ms / 1e9
 
@@ -137,20 +162,17 @@ def kernels(quick, peers):
             mask, m = synthetic(n, density)
             tiles = m[1].numel()
             f = attend.prepare(q, k, v, out, lse, m)
-            g = string.prepare(q, k, v, out, lse, m, q2=q, band=n // 3)
             card = {}
             b, s = burst(f, 20), sustained(f, card=card)
             row = dict(what="mask", n=n, density=tiles / (H * nb * (nb + 1) / 2), ms=b, burst_tflops=tflops(tiles, b),
                        sustained_tflops=tflops(tiles, s), **card)
             if density == .10:
-                row["string_cost"] = sustained(g) / sustained(f) - 1
+                row.update(string_costs(string, q, k, v, out, lse, m, f))
                 if peers and n > 8192:
                     fb, fs = flex_peer(q, k, v, mask)
                     row.update(flex_ms=fb, over_flex=fb / b, over_flex_sustained=fs / s)
             note(**row)
-        g = string.prepare(q, k, v, out, lse, q2=q, band=n // 3)
-        f = attend.prepare(q, k, v, out, lse)
-        note(what="string dense", n=n, string_cost=sustained(g) / sustained(f) - 1)
+        note(what="string dense", n=n, **string_costs(string, q, k, v, out, lse, None, attend.prepare(q, k, v, out, lse)))
     n = 32768
     q, k, v = make(n)
     out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE

@@ -105,8 +105,8 @@ def run_case(c, kernels, kind=driver.Attend):
 
 
 def border_cases():
-    """Borders about where the lists of an item's columns are cut: every 32 columns."""
-    for i, band in enumerate((128 * 30 + 5, 128 * 31, 128 * 31 + 1, 128 * 32, 128 * 32 + 127, 128 * 63 + 64, 128 * 64, 1, 128)):
+    """Borders about where the lists of an item's columns are cut, every 32 columns, and in the first tile of an item."""
+    for i, band in enumerate((128 * 30 + 5, 128 * 31, 128 * 31 + 1, 128 * 32, 128 * 32 + 127, 128 * 63 + 64, 128 * 64, 1, 100, 128, 200)):
         yield dict(n=8500 + 100 * i, m=8500 + 100 * i, offset=0, batch=1, hkv=1, g=2, d=128, fp16=False, masked=i % 3 == 2, density=0.8,
                    layout="bhnd", extra="bands", gain=1.0, seed=i, band=band)
 
