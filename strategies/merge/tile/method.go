@@ -64,15 +64,24 @@ func (m *method) Merge(ctx context.Context, req *core.MergeRequest) (*core.Merge
 	}
 	b := newBatch(m.runner, m.info.ID(), req)
 	for i := range req.Tensors {
-		t := &req.Tensors[i]
-		if err := m.check(b, t); err != nil {
-			return nil, err
-		}
-		if err := m.mergeTensor(ctx, b, i, params); err != nil {
+		if err := m.check(b, &req.Tensors[i]); err != nil {
 			return nil, err
 		}
 	}
+	err = each(ctx, b.tensorsAtOnce(), len(req.Tensors), func(i int) error { return m.mergeTensor(ctx, b, i, params) })
+	if err != nil {
+		return nil, err
+	}
 	return b.response(), nil
+}
+
+// tensorsAtOnce is two where the process may use all its threads: what waits for
+// the last tile of one tensor works on the next.
+func (b *batch) tensorsAtOnce() int {
+	if b.req.Threads == 0 {
+		return 2
+	}
+	return 1
 }
 
 func (m *method) check(b *batch, t *core.MergeTensor) error {
