@@ -117,7 +117,7 @@ func (t *Tensor) join(cut *tensor.Cut) error {
 	if err := checkTiling(t.Shape, cut.Parts); err != nil {
 		return malformed(t.Name, "%v", err)
 	}
-	if len(cut.Parts) > 1 {
+	if len(cut.Parts) > 1 || t.Offset%cut.Item != 0 {
 		t.Offset, t.cut = 0, cut
 	}
 	return nil

@@ -136,8 +136,13 @@ func (c *Cut) readPart(p *Part, to []byte, start int64) (filled int64, err error
 	return filled, nil
 }
 
+// wide is the element from which on an odd address is a reason to copy: the
+// kernels read narrower ones wherever they lie, and archives of torch.save, one
+// after the other, begin anywhere.
+const wide = 8
+
 // mapRange gives bytes from start on in memory: as they are in a file where one
-// has them in one piece and at a multiple of the element's size, else a copy.
+// has them in one piece, else a copy.
 func (c *Cut) mapRange(start, length int64) (*Mapping, error) {
 	for i := range c.Parts {
 		p := &c.Parts[i]
@@ -148,7 +153,7 @@ func (c *Cut) mapRange(start, length int64) (*Mapping, error) {
 		}
 		inside := start - r.at(first)
 		at := p.Offset + first*r.size + inside
-		if inside < 0 || inside+length > r.size || at%c.Item != 0 {
+		if inside < 0 || inside+length > r.size || c.Item >= wide && at%c.Item != 0 {
 			break
 		}
 		return Extent{File: p.File, Offset: at, Size: length}.Map(0, length)

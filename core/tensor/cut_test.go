@@ -115,6 +115,17 @@ func TestCutTensorMapsWithoutACopy(t *testing.T) {
 		{File: file, Offset: 32, At: []int64{2, 0}, Shape: []int64{2, 4}},
 	}}
 	e := Extent{File: file, Size: 64, Cut: c}
+	for item, copied := range map[int64]bool{2: false, 4: false, 8: true} {
+		odd := &Cut{Item: item, Shape: []int64{24 / item}, Parts: []Part{{File: file, Offset: 1, At: []int64{0}, Shape: []int64{24 / item}}}}
+		m, err := odd.mapRange(0, 24)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if got := len(m.pages) == 24; got != copied { // a mapping of the file begins with its page
+			t.Errorf("elements of %d bytes at an odd address: copied %t, want %t", item, got, copied)
+		}
+	}
 	inside, err := e.Map(36, 8)
 	if err != nil {
 		t.Fatal(err)
