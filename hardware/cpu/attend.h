@@ -135,28 +135,36 @@ static void attend_tile(attention *a, key_tile k, key_tile next) {
     }
 }
 
+#if PIPELINED
+#include "pipeline.h"
+#else
+#define pipeline_takes(a, tiles) 0
+#define attend_pipelined(a, tiles) ((void)0)
+#endif
+
 static void finish_row(const trivium_attend *c, attention *a, int r) {
     int64_t row = a->tile.row[r];
     float *out = a->out + (long)r * a->out_stride;
     float top = a->top[r] * a->tile.unit, sink = c->partial ? -INFINITY : c->sink * LOG2_E;
     float sum = vf_total(vf_load(a->sum + r * LANES)), scale = 0, lse = -INFINITY;
     if (top > -INFINITY || top != top) {
-        float highest = fmaxf(top, sink);
-        float shrink = exp2_scalar(top - highest);
-        float total = sum * shrink + exp2_scalar(sink - highest);
+        float highest = fmaxf(top, sink), shrink = 1, total = sum;
+        if (sink > -INFINITY) {
+            shrink = exp2_scalar(top - highest);
+            total = sum * shrink + exp2_scalar(sink - highest);
+        }
         scale = shrink / total;
-        lse = (float)(((double)highest + log2f(total)) * LOG_2);
+        if (c->partial || c->lse) lse = (float)(((double)highest + log2f(total)) * LOG_2);
         if (top != top) scale = lse = top;
     }
-    for (int j = 0; j < a->out_stride; j += LANES) vf_store(out + j, vf_mul(vf_load(out + j), vf_set1(scale)));
     if (c->partial) {
         int dim = a->tile.problem->value_dim;
         float *to = c->partial + (row - c->row) * (dim + 1);
-        memcpy(to, out, sizeof(float) * dim);
+        for (int j = 0; j < dim; j++) to[j] = out[j] * scale;
         to[dim] = lse;
         return;
     }
-    store_floats(&c->output, row, out);
+    store_floats(&c->output, row, out, scale);
     if (c->lse) c->lse[row] = lse;
 }
 
@@ -172,14 +180,17 @@ static void attend_but(const trivium_attend *c, int32_t count, const trivium_res
     for (int64_t r = 0; r < c->rows; r++)
         for (int i = 0; i < count; i++) add_row(&a.tile, c[i].head, c->row + r);
     key_tiles tiles = first_tiles(c, &a.tile);
-    key_tile k = next_tile(&tiles), next;
+    key_tiles first = tiles;
+    key_tile k = next_tile(&first), next;
+    int pipelined = pipeline_takes(&a, tiles); // clears outputs itself
     for (int r = 0; r < a.tile.rows; r++) {
         if (k.keys && c->head->keys->packed) prefetch_tile(p, c->head->keys, k.k0, k.keys, r, a.tile.rows);
         a.top[r] = -INFINITY;
-        memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
+        if (!pipelined) memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
         vf_store(a.sum + r * LANES, vf_set1(0));
     }
-    for (; k.keys && !cancelled(p); k = next) {
+    if (pipelined) attend_pipelined(&a, &tiles);
+    else for (k = next_tile(&tiles); k.keys && !cancelled(p); k = next) {
         next = next_tile(&tiles);
         attend_tile(&a, k, next);
     }

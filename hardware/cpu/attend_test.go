@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -117,6 +118,37 @@ func TestAttendAgainstDefinition(t *testing.T) {
 	if n := live.Load(); n != 0 {
 		t.Errorf("%d bytes of C memory not released", n)
 	}
+}
+
+// Scores that rise along the keys move the maximum of every row, also within a
+// tile of keys and after outputs were summed up.
+func TestAttendToRisingScores(t *testing.T) {
+	outputs, lses := worst{}, worst{}
+	for seed := range uint64(16) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		dim := 32 * (1 + r.IntN(8))
+		c := &randomCase{seed: seed}
+		c.problem.Scale, c.problem.Causal = 1/math.Sqrt(float64(dim)), seed%2 == 0
+		c.addSequence(r, hardware.BFloat16, 2, 1, dim, dim)
+		key := c.key[0][0]
+		for n, row := range key.values {
+			for j, x := range row {
+				row[j] = key.store(n, j, x*min(2.5, float64(n/24)/4))
+			}
+		}
+		if seed%4 > 1 {
+			c.addMasks(r, 2)
+		}
+		want := c.sample()
+		for isa, b := range backends(t) {
+			c.attend(t, b)
+			c.compareRows(t, isa, want, outputs, lses)
+		}
+		if t.Failed() {
+			t.Fatal(c)
+		}
+	}
+	t.Logf("largest errors of outputs %v, of lse %v", outputs, lses)
 }
 
 // sampledRow is a row of the result by definition.

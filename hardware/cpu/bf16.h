@@ -38,59 +38,77 @@ static inline float weight_value(uint16_t weight) {
     return x;
 }
 
+// Up to 32 bfloat16 of a row that has so many left, then zeros.
+static inline __m512i first_columns(const uint16_t *from, int left) {
+    if (left >= 2 * LANES) return _mm512_loadu_si512(from);
+    return _mm512_maskz_loadu_epi16(left > 0 ? (1u << left) - 1 : 0, from);
+}
+
 static void store_query(uint16_t *to, const float *x, int n, float scale) {
     for (int i = 0; i < n; i += LANES) vf_store_bf16(to + i, vf_mul(vf_load(x + i), vf_set1(scale)));
 }
 
 static int copy_query(uint16_t *to, const trivium_matrix *m, int64_t row, int n) {
-    memset(to + m->cols, 0, sizeof(uint16_t) * (n - m->cols));
-    memcpy(to, (const uint16_t *)m->data + row * m->stride, sizeof(uint16_t) * m->cols);
+    const uint16_t *from = (const uint16_t *)m->data + row * m->stride;
+    for (int i = 0; i < n; i += 2 * LANES) _mm512_storeu_si512(to + i, first_columns(from + i, m->cols - i));
     return 1;
 }
 
-static void load_key(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t row) {
-    if (!k->rotation[variant].table) {
-        memcpy(to, (const uint16_t *)k->key.data + row * k->key.stride, sizeof(uint16_t) * p->key_dim);
-        return;
-    }
+// Packs the keys of a panel, of which there are `have`: pairs of columns are turned as
+// if they were float32. Keys that bands turn are rotated first.
+static void pack_keys(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t first, int64_t have) {
+    int depth = (int)padded_dim(p), turned = k->rotation[variant].table != NULL, cols = turned ? depth : p->key_dim;
+    _Alignas(64) uint16_t panel[PANEL * 256];
     _Alignas(64) float x[256] = {0};
-    load_floats(x, &k->key, row);
-    rotate_floats(x, p, &k->rotation[variant], row);
-    store_query(to, x, (int)padded_dim(p), 1);
+    for (int64_t r = 0; r < have && turned; r++) {
+        load_floats(x, &k->key, first + r);
+        rotate_floats(x, p, &k->rotation[variant], first + r);
+        store_query(panel + r * 256, x, depth, 1);
+    }
+    const uint16_t *from = turned ? panel : (const uint16_t *)k->key.data + first * k->key.stride;
+    int64_t stride = turned ? 256 : k->key.stride;
+    for (int i = 0; i < depth; i += DEPTH) {
+        vf block[LANES];
+        if (have == PANEL && cols - i >= DEPTH) {
+            for (int r = 0; r < PANEL; r++) block[r] = vf_load((const float *)(from + r * stride + i));
+        } else {
+            for (int r = 0; r < PANEL; r++)
+                block[r] = r < have ? _mm512_castsi512_ps(first_columns(from + r * stride + i, cols - i)) : vf_set1(0);
+        }
+        vf_transpose(block);
+        for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
+    }
+}
+
+// Packs the values of a chunk, of which there are `rows`, and says whether one of them is not finite.
+static int pack_values(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    // Two rows of 32 columns become those of two panels: words of the first row to even places.
+    _Alignas(64) static const uint16_t places[2][2 * LANES] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    const __m512i exponent = _mm512_set1_epi16(0x7f80), low = _mm512_load_si512(places[0]), high = _mm512_load_si512(places[1]);
+    const uint16_t *from = (const uint16_t *)k->value.data + first * k->value.stride;
+    __mmask32 not_finite = 0;
+    for (int64_t r = 0; r < TILE; r += 2, from += 2 * k->value.stride) {
+        for (int j = 0; j < value_panels(p); j += 2) {
+            int left = p->value_dim - j * PANEL;
+            __m512i even = r < rows ? first_columns(from + j * PANEL, left) : _mm512_setzero_si512();
+            __m512i odd = r + 1 < rows ? first_columns(from + k->value.stride + j * PANEL, left) : _mm512_setzero_si512();
+            not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(even, exponent), exponent);
+            not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(odd, exponent), exponent);
+            uint16_t *pairs = to + (j * TILE + r) * PANEL;
+            _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, low, odd));
+            if (left > PANEL) _mm512_storeu_si512(pairs + TILE * PANEL, _mm512_permutex2var_epi16(even, high, odd));
+        }
+    }
+    return not_finite != 0;
 }
 
 static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    _Alignas(64) uint16_t panel[PANEL * 256];
-    for (int64_t at = 0; at < TILE; at += PANEL) {
-        int64_t have = max_i64(0, min_i64(PANEL, rows - at));
-        for (int v = 0; v < p->key_variants; v++) {
-            uint16_t *to = key_panel(p, k, v, first + at);
-            memset(panel, 0, sizeof panel);
-            for (int64_t r = 0; r < have; r++) load_key(panel + r * 256, p, k, v, first + at + r);
-            for (int64_t i = 0; i < padded_dim(p); i += DEPTH) { // pairs are turned as if they were float32
-                vf block[LANES];
-                for (int r = 0; r < PANEL; r++) block[r] = vf_load((const float *)(panel + r * 256 + i));
-                vf_transpose(block);
-                for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
-            }
-        }
-    }
-    uint16_t *values = value_row(p, k, first);
-    const __m512i exponent = _mm512_set1_epi16(0x7f80);
-    __mmask32 not_finite = 0;
-    for (int64_t r = 0; r < TILE; r += 2) {
-        memset(panel, 0, sizeof(uint16_t) * 512);
-        for (int64_t i = r; i < r + 2 && i < rows; i++)
-            memcpy(panel + (i - r) * 256, (const uint16_t *)k->value.data + (first + i) * k->value.stride, sizeof(uint16_t) * p->value_dim);
-        for (int j = 0; j < value_panels(p); j++) {
-            __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + j * PANEL)));
-            __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(panel + 256 + j * PANEL)));
-            __m512i pairs = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-            not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(pairs, exponent), exponent);
-            _mm512_storeu_si512(values + (j * TILE + r) * PANEL, pairs);
-        }
-    }
-    *chunk_flag(p, k, first) = not_finite != 0;
+    for (int64_t at = 0; at < TILE; at += PANEL)
+        for (int v = 0; v < p->key_variants; v++)
+            pack_keys(key_panel(p, k, v, first + at), p, k, v, first + at, max_i64(0, min_i64(PANEL, rows - at)));
+    *chunk_flag(p, k, first) = (uint32_t)pack_values(value_row(p, k, first), p, k, first, rows);
 }
 
 // --- exponentials ---

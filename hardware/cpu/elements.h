@@ -1,5 +1,6 @@
 // Elements and exponentials in vectors, for every instruction set that defines
 // vf, LANES and the operations on them: see the files of kernels.
+#include <float.h>
 #include <math.h>
 #include "numbers.h"
 #include "visible.h"
@@ -54,18 +55,22 @@ static void load_floats(float *to, const trivium_matrix *m, int64_t row) {
     for (; i < n; i++) to[i] = (float)load_number(from, m->dtype, i);
 }
 
-static void store_floats(const trivium_matrix *m, int64_t row, const float *from) {
+// Stores a row times scale.
+static void store_floats(const trivium_matrix *m, int64_t row, const float *from, float scale) {
     int n = m->cols, i = 0;
+    vf factor = vf_set1(scale);
     if (m->dtype == TRIVIUM_FLOAT32) {
-        memcpy((float *)m->data + row * m->stride, from, sizeof(float) * n);
+        float *to = (float *)m->data + row * m->stride;
+        for (; i + LANES <= n; i += LANES) vf_store(to + i, vf_mul(vf_load(from + i), factor));
+        for (; i < n; i++) to[i] = from[i] * scale;
         return;
     }
     uint16_t *to = (uint16_t *)m->data + row * m->stride;
     if (m->dtype == TRIVIUM_BFLOAT16)
-        for (; i + LANES <= n; i += LANES) vf_store_bf16(to + i, vf_load(from + i));
+        for (; i + LANES <= n; i += LANES) vf_store_bf16(to + i, vf_mul(vf_load(from + i), factor));
     else
-        for (; i + LANES <= n; i += LANES) vf_store_f16(to + i, vf_load(from + i));
-    for (; i < n; i++) store_number(to, m->dtype, i, from[i]);
+        for (; i + LANES <= n; i += LANES) vf_store_f16(to + i, vf_mul(vf_load(from + i), factor));
+    for (; i < n; i++) store_number(to, m->dtype, i, from[i] * scale);
 }
 
 static void rotate_floats(float *x, const trivium_problem *p, const trivium_rotation *r, int64_t row) {

@@ -5,15 +5,10 @@
 // four loads feed four products. bf16.h tells how keys are packed and what the
 // error is.
 //
-// On a Xeon with AMX, one thread, 8k causal, bfloat16: d = 128 596 GFLOP/s of
-// a GEMM's 771 through PyTorch, d = 64 421 of 729. A tile of 128 by 128, d = 128,
-// in time-stamp ticks: scores 6,400, maxima 1,100, exponentials 4,800, values
-// 8,000 (half of it loading and storing the sums), 20,300; as it was first, with
-// keys from the third-level cache, 45,000.
-//
-// A pass is one strip: its scores, 16 KiB, stay in the first-level cache
-// (-23 % of a tile's time at key_dim 128), and the next tile's keys and values
-// are asked for while this one's exponentials are taken.
+// Most problems go through pipeline.h; the others a strip at a time, whose scores,
+// 16 KiB, stay in the first-level cache, while the next tile's keys and values are
+// asked for as this one's exponentials are taken. docs/decisions/cpu-kernels.md has
+// the times, and what was tried.
 #pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #define _GNU_SOURCE
 #include <sys/syscall.h>
@@ -22,6 +17,7 @@
 
 #define NAME(x) x##_amx
 #define ROW_STEP 32
+#define PIPELINED 1
 
 #include "elements.h"
 
