@@ -73,8 +73,8 @@ func (r *runs) at(i int64) int64 {
 
 // within gives the runs that bytes [start, end) of the tensor touch.
 func (r *runs) within(start, end int64) (first, last int64) {
-	after := func(byte int64) int64 { // the first run that ends behind this byte
-		return int64(sort.Search(int(r.count), func(i int) bool { return r.at(int64(i))+r.size > byte }))
+	after := func(bound int64) int64 { // the first run that ends behind this byte
+		return int64(sort.Search(int(r.count), func(i int) bool { return r.at(int64(i))+r.size > bound }))
 	}
 	first = after(start)
 	last = first
