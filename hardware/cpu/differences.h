@@ -35,16 +35,38 @@ static void load_difference(float *to, difference_scratch *s, const trivium_diff
 
 // --- products ---
 
-typedef double eight __attribute__((vector_size(64), aligned(8), may_alias));
+// The 16 sums of a product, as vectors of the instruction set's own length: longer
+// ones go through memory.
+enum { WIDE = LANES / 2, CHAINS = 16 / WIDE };
+typedef double wide __attribute__((vector_size(8 * WIDE), aligned(8), may_alias));
 
 static void add_products(double part[16], const double *a, const double *b) {
-    eight low = *(const eight *)part, high = *(const eight *)(part + 8);
-    for (int i = 0; i < STEP; i += 16) {
-        low += *(const eight *)(a + i) * *(const eight *)(b + i);
-        high += *(const eight *)(a + i + 8) * *(const eight *)(b + i + 8);
-    }
-    *(eight *)part = low;
-    *(eight *)(part + 8) = high;
+    wide sum[CHAINS];
+    memcpy(sum, part, sizeof sum);
+    for (int i = 0; i < STEP; i += 16)
+#pragma GCC unroll 8
+        for (int c = 0; c < CHAINS; c++) sum[c] += *(const wide *)(a + i + c * WIDE) * *(const wide *)(b + i + c * WIDE);
+    memcpy(part, sum, sizeof sum);
+}
+
+// The same for all three products of two sources, x.x, y.x and y.y, which do not
+// wait for each other.
+static void add_products_of_two(double part[48], const double *x, const double *y) {
+    wide xx[CHAINS], yx[CHAINS], yy[CHAINS];
+    memcpy(xx, part, sizeof xx);
+    memcpy(yx, part + 16, sizeof yx);
+    memcpy(yy, part + 32, sizeof yy);
+    for (int i = 0; i < STEP; i += 16)
+#pragma GCC unroll 8
+        for (int c = 0; c < CHAINS; c++) {
+            wide of_x = *(const wide *)(x + i + c * WIDE), of_y = *(const wide *)(y + i + c * WIDE);
+            xx[c] += of_x * of_x;
+            yx[c] += of_y * of_x;
+            yy[c] += of_y * of_y;
+        }
+    memcpy(part, xx, sizeof xx);
+    memcpy(part + 16, yx, sizeof yx);
+    memcpy(part + 32, yy, sizeof yy);
 }
 
 static void NAME(products)(const trivium_products *p, void *scratch) {
@@ -60,8 +82,9 @@ static void NAME(products)(const trivium_products *p, void *scratch) {
             load_difference(s->x, s, d, a, first, n);
             for (int i = 0; i < n; i++) x[a * STEP + i] = s->x[i];
             for (int i = n; i < STEP; i++) x[a * STEP + i] = 0;
-            for (int b = 0; b <= a; b++, to += 16) add_products(to, x + a * STEP, x + b * STEP);
+            for (int b = 0; b <= a && d->sources != 2; b++, to += 16) add_products(to, x + a * STEP, x + b * STEP);
         }
+        if (d->sources == 2) add_products_of_two(part, x, x + STEP);
     }
     for (int a = 0; a < d->sources; a++)
         for (int b = 0; b <= a; b++, part += 16) {
