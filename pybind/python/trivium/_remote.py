@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium._errors import CheckpointError, TriviumError, Unsupported
+from trivium._files import cache_root, replace
 
 Progress = Callable[[int, int], None]
 
@@ -64,7 +65,7 @@ def cache(folder: str | os.PathLike[str] | None) -> Path:
     """Where files are staged: the folder named, or one in the user's cache."""
     if folder is not None:
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "staged"
+    return cache_root() / "staged"
 
 
 @contextmanager
@@ -226,9 +227,7 @@ class _Checkpoint:
         finally:
             part.unlink(missing_ok=True)
         known = {**self.known(), file.name: [file.size, file.version]}
-        new = self.place / (MANIFEST + ".new")
-        new.write_text(json.dumps(known))
-        os.replace(new, self.place / MANIFEST)
+        replace(self.place / MANIFEST, json.dumps(known))
 
     def tidy(self) -> None:
         """Remove what an older version of it had, and refuse one that changed on the way."""
@@ -334,9 +333,8 @@ def outline(root: str, to: Path) -> dict[str, str]:
             (likeness / "model.safetensors").touch()
             if system.isfile(f"{folder}/trainer_state.json"):
                 (likeness / "trainer_state.json").write_bytes(system.cat_file(f"{folder}/trainer_state.json"))
-            urls[str(likeness)] = root.rstrip("/") if folder == path else str(system.unstrip_protocol(folder))
-            if not urls[str(likeness)].startswith(scheme + "://"):
-                urls[str(likeness)] = f"{scheme}://{folder}"
+            url = root.rstrip("/") if folder == path else str(system.unstrip_protocol(folder))
+            urls[str(likeness)] = url if url.startswith(scheme + "://") else f"{scheme}://{folder}"
     return urls
 
 
@@ -412,9 +410,7 @@ class Upload:
         if (size := self._size(to)) != stat.st_size:
             raise CheckpointError(f"{self.url}: {path.name} arrived with {size} bytes of {stat.st_size}", hint="resume the same merge: what has arrived stays")
         self.done[path.name] = mark
-        new = self.place / (UPLOADED + ".new")
-        new.write_text(json.dumps(self.done))
-        os.replace(new, self.place / UPLOADED)
+        replace(self.place / UPLOADED, json.dumps(self.done))
         return stat.st_size
 
     def _size(self, path: str) -> int | None:

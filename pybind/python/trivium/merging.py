@@ -158,8 +158,7 @@ def merge(
         "method": method,
         "sources": [fspath(s) for s in sources],
         "base": fspath(base) if base is not None else "",
-        "model_key": model_key or "",
-        "config_from": fspath(config_from) if config_from is not None else "",
+        **reading(model_key, config_from),
         "out": fspath(out),
         "weights": None if weights is None else [float(w) for w in weights],
         "steps": None if steps is None else [float(s) for s in steps],
@@ -180,6 +179,11 @@ def merge(
     if any(_remote.is_url(p) for p in (*request["sources"], request["out"], request["base"], request["config_from"])):
         return _merge_remote(request, ray, timeout, progress, cache_dir)
     return _merge_here(request, ray, timeout, progress)
+
+
+def reading(model_key: str | None, config_from: str | PathLike[str] | None) -> dict[str, str]:
+    """Give how sources are read, as requests say it."""
+    return {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
 
 
 def _merge_here(request: dict[str, Any], ray: str | bool, timeout: float | None, progress: Callable[[int, int], None] | None) -> MergeReport:

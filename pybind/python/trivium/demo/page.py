@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trivium._files import replace
 from trivium._html import data_uri, table
 from trivium.viz import plot_mask, scatter_heads
 
@@ -36,9 +36,9 @@ def write_page(result: Result, trace: Trace, folder: Path) -> Path:
         Of the arm whose masks and coverage are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "results.json", json.dumps(result.as_dict(), indent=2))
+    replace(folder / "results.json", json.dumps(result.as_dict(), indent=2))
     page = folder / "index.html"
-    _write(page, render(result, trace))
+    replace(page, render(result, trace))
     return page
 
 
@@ -146,10 +146,3 @@ def _image(figure: Any, kind: str, alt: str) -> str:
     figure.savefig(buffer, format=kind, dpi=130)
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return f'<p><img src="{data_uri(buffer.getvalue(), mime)}" alt="{escape(alt)}"></p>'
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader never sees half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trivium._errors import InvalidArgument
+from trivium._files import replace
 from trivium.effective.arms import default_arms
 from trivium.effective.subject import Target, open_target
 from trivium.eval.arms import Arm
 from trivium.eval.bootstrap import Interval, interval, paired
-from trivium.eval.files import RECORDS, read_records, replace
+from trivium.eval.files import RECORDS, read_records
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.runner import run
 from trivium.eval.summary import Records

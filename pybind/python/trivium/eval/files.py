@@ -8,12 +8,12 @@ run, and ``times.json``, which is not.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trivium._files import replace
 from trivium.eval.bootstrap import Interval
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.summary import Records, Row
@@ -24,13 +24,6 @@ TABLE = "results.parquet"
 SAMPLES = "samples.parquet"
 TIMES = "times.json"
 CLOCKS = ("ttft_s", "attention_s", "processes")  # all that differs from run to run
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file in one step: a reader never sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
 
 
 def read_records(path: Path) -> Records:

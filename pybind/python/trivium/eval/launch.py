@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium._errors import InvalidArgument
+from trivium._files import cache_root
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.runner import Bench, finish, open_folder
 from trivium.eval.spread import Cluster, spread
@@ -56,8 +57,6 @@ def evaluate(
 
 def cache() -> Path:
     """Where samples are kept."""
-    from trivium.demo.download import cache_root
-
     return cache_root() / "eval"
 
 

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from trivium._files import replace
 from trivium.eval import charts
 from trivium.eval.bootstrap import Interval
-from trivium.eval.files import replace
 from trivium.eval.metrics import FEWEST, METRICS, verdict
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.subject import Subject

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trivium.eval.files import replace
+from trivium._files import replace
 from trivium.eval.tasks import make_sample
 from trivium.eval.tasks.chat import Chat, choose
 from trivium.eval.tasks.sample import Sample

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from trivium._errors import InvalidArgument
+from trivium._files import replace
 from trivium.eval.arms import attending
 from trivium.eval.decoding import Started, decode, room
-from trivium.eval.files import RECORDS, RESULTS, read_records, record_line, replace, write_results
+from trivium.eval.files import RECORDS, RESULTS, read_records, record_line, write_results
 from trivium.eval.plan import Cell, Plan
 from trivium.eval.prompts import Prompts, name_of
 from trivium.eval.scoring import Measured, answered, row_logits, score, start

@@ -15,6 +15,7 @@ from trivium import _bridge, _remote
 from trivium._engine import Engine, default_engine
 from trivium._errors import InvalidArgument
 from trivium._params import plain
+from trivium.merging import reading
 from trivium.pma._losses import Array, Evaluate, interval, measure
 from trivium.pma._series import Series, series, staged
 
@@ -186,15 +187,14 @@ def sweep(
     _remote.refuse("only sources of a sweep are staged", config_from)
     found = sources if isinstance(sources, Series) else series(*([sources] if isinstance(sources, (str, PathLike)) else sources), pattern=pattern)
     grid, used = _grid(found, list(n), list(interval), list(method), end)
-    used = staged(used, cache_dir, progress)
-    reading = {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
+    used, read = staged(used, cache_dir, progress), reading(model_key, config_from)
     writes = (out is not None or evaluate is not None) if write is None else write
     if (writes or evaluate) and out is None:
         with tempfile.TemporaryDirectory(prefix="sweep-of-checkpoints-") as folder:
-            made = _run(grid, used, Path(folder), reading, dtype, float64, False, False, False, threads, progress, engine)
+            made = _run(grid, used, Path(folder), read, dtype, float64, False, False, False, threads, progress, engine)
             return _without_paths(_rank(made, used, evaluate, references, individuals, seed))
     folder_or_none = Path(fspath(out)) if writes and out is not None else None
-    made = _run(grid, used, folder_or_none, reading, dtype, float64, overwrite, resume, durable, threads, progress, engine)
+    made = _run(grid, used, folder_or_none, read, dtype, float64, overwrite, resume, durable, threads, progress, engine)
     return _rank(made, used, evaluate, references, individuals, seed)
 
 
@@ -220,7 +220,7 @@ def _grid(
 
 
 def _run(
-    grid: list[dict[str, Any]], used: Series, folder: Path | None, reading: dict[str, str], dtype: str | None, float64: bool,
+    grid: list[dict[str, Any]], used: Series, folder: Path | None, read: dict[str, str], dtype: str | None, float64: bool,
     overwrite: bool, resume: bool, durable: bool, threads: int, progress: Callable[[int, int], None] | None, engine: Engine | None,
 ) -> Sweep:  # fmt: skip
     rows = [
@@ -232,7 +232,7 @@ def _run(
     ]  # fmt: skip
     request = {
         "engine": (engine or default_engine()).handle, "sources": used.paths, "steps": [float(s) for s in used.steps],
-        "candidates": rows, **reading, "float64": float64, "overwrite": overwrite, "resume": resume, "volatile": not durable, "threads": threads,
+        "candidates": rows, **read, "float64": float64, "overwrite": overwrite, "resume": resume, "volatile": not durable, "threads": threads,
     }  # fmt: skip
     result = _bridge.run("sweep", request, None, progress=progress)
     candidates = tuple(

@@ -17,6 +17,7 @@ from typing import Any
 from trivium import _bridge, _remote
 from trivium._engine import Engine, default_engine
 from trivium._errors import CheckpointError, InvalidArgument
+from trivium.merging import reading
 from trivium.pma._series import Checkpoint, series
 
 STATE = ".trivium-watch"
@@ -97,8 +98,7 @@ def watch(
     made: list[Rolling] = []
     folder = Path(fspath(out))
     with _alone(folder):
-        roll = _Roll(folder, method, n, alpha, anchor, keep, durable, threads, engine)
-        roll.reading = {"model_key": model_key or "", "config_from": fspath(config_from) if config_from is not None else ""}
+        roll = _Roll(folder, method, n, alpha, reading(model_key, config_from), anchor, keep, durable, threads, engine)
         while True:
             for checkpoint in _fresh(root, pattern, roll.step, settle):
                 try:
@@ -152,12 +152,12 @@ class _Roll:
     """The merge as it is, in memory and in ``state.json``."""
 
     def __init__(
-        self, out: Path, method: str, n: int, alpha: float, anchor: int, keep: int, durable: bool, threads: int, engine: Engine | None
-    ) -> None:
-        self.out, self.method, self.n, self.alpha = out, method, n, alpha
+        self, out: Path, method: str, n: int, alpha: float, read: dict[str, str], anchor: int, keep: int, durable: bool, threads: int,
+        engine: Engine | None,
+    ) -> None:  # fmt: skip
+        self.out, self.method, self.n, self.alpha, self.read = out, method, n, alpha, read
         self.anchor, self.keep, self.durable, self.threads, self.engine = anchor, keep, durable, threads, engine
         self.settings = {"method": method, "n": n, "alpha": alpha}
-        self.reading: dict[str, str] = {}
         self.file = out / STATE / "state.json"
         self.window: list[dict[str, Any]] = []  # path and step of each checkpoint in the sum, oldest first
         self.rolls = 0
@@ -197,7 +197,7 @@ class _Roll:
         for c in candidates:
             c.setdefault("out", str(self.out / name))
         request = {
-            "engine": (self.engine or default_engine()).handle, "sources": sources, "candidates": candidates, "any_dtypes": True, **self.reading,
+            "engine": (self.engine or default_engine()).handle, "sources": sources, "candidates": candidates, "any_dtypes": True, **self.read,
             "float64": True, "resume": True, "volatile": not self.durable, "threads": self.threads,
         }  # fmt: skip
         result = _bridge.run("sweep", request, None)
