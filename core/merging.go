@@ -149,19 +149,22 @@ func (m *merging) ready() error {
 	return nil
 }
 
+// newestFolder is that of the last source; a base comes behind it.
+func (m *merging) newestFolder() *checkpoint.Folder { return m.folders[len(m.spec.Sources)-1] }
+
 // configFrom is the folder whose side files the outputs get, or NoConfig.
 func (m *merging) configFrom() string {
 	if m.spec.ConfigFrom != "" {
 		return m.spec.ConfigFrom
 	}
-	return m.folders[len(m.spec.Sources)-1].Dir
+	return m.newestFolder().Dir
 }
 
 // checkConfig refuses to make a folder of weights that nothing can load: trainers
 // save distributed checkpoints without a configuration.
 func (m *merging) checkConfig() error {
 	from := m.configFrom()
-	if from == NoConfig || m.spec.ConfigFrom == "" && !m.folders[len(m.spec.Sources)-1].Distributed {
+	if from == NoConfig || m.spec.ConfigFrom == "" && !m.newestFolder().Distributed {
 		return nil
 	}
 	if !hasConfig(from) {
@@ -255,7 +258,7 @@ func (m *merging) plan(o *output) (*checkpoint.Plan, error) {
 		}
 		specs[i] = checkpoint.Spec{Name: row.Name, Dtype: dtype, Shape: t.Shape}
 	}
-	if newest := m.folders[len(m.spec.Sources)-1]; m.spec.ShardBytes == 0 && o.dtype == tensor.Invalid && !newest.Distributed {
+	if newest := m.newestFolder(); m.spec.ShardBytes == 0 && o.dtype == tensor.Invalid && !newest.Distributed {
 		return checkpoint.Like(specs, newest)
 	}
 	return checkpoint.Split(specs, m.spec.ShardBytes)

@@ -20,10 +20,9 @@ func distributedIn(dir string) (string, bool) {
 	return "", false
 }
 
-// openDistributed opens a checkpoint of torch.distributed.checkpoint. A tensor
-// that its ranks have cut is one tensor here, read from the parts.
-func openDistributed(dir, key string) (*Folder, error) {
-	at, _ := distributedIn(dir)
+// openDistributed opens a checkpoint of torch.distributed.checkpoint that lies at a
+// folder in dir. A tensor that its ranks have cut is one tensor here, read from the parts.
+func openDistributed(dir, at, key string) (*Folder, error) {
 	path := filepath.Join(at, metadataName)
 	items, err := readDCP(path)
 	if err != nil {

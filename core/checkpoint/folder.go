@@ -44,11 +44,13 @@ func OpenModel(dir, key string) (*Folder, error) {
 	if info, err := os.Stat(dir); err == nil && info.Mode().IsRegular() {
 		return openSingle(dir, key)
 	}
-	if _, ok := distributedIn(dir); ok && !isShards(dir) {
-		return openDistributed(dir, key)
-	}
-	if cut := cutShards(dir); len(cut) > 0 && !isShards(dir) {
-		return openCutShards(dir, cut)
+	if !isShards(dir) {
+		if at, ok := distributedIn(dir); ok {
+			return openDistributed(dir, at, key)
+		}
+		if cut := cutShards(dir); len(cut) > 0 {
+			return openCutShards(dir, cut)
+		}
 	}
 	shards, index, err := shardsOf(dir)
 	if err != nil {
