@@ -77,14 +77,18 @@ static void NAME(products)(const trivium_products *p, void *scratch) {
     for (int64_t first = d->first; first < d->first + d->count; first += STEP) {
         int n = (int)min_i64(STEP, d->first + d->count - first);
         load_base(s, d, first, n);
-        double *to = part;
         for (int a = 0; a < d->sources; a++) {
             load_difference(s->x, s, d, a, first, n);
             for (int i = 0; i < n; i++) x[a * STEP + i] = s->x[i];
             for (int i = n; i < STEP; i++) x[a * STEP + i] = 0;
-            for (int b = 0; b <= a && d->sources != 2; b++, to += 16) add_products(to, x + a * STEP, x + b * STEP);
         }
-        if (d->sources == 2) add_products_of_two(part, x, x + STEP);
+        if (d->sources == 2) {
+            add_products_of_two(part, x, x + STEP);
+            continue;
+        }
+        double *to = part;
+        for (int a = 0; a < d->sources; a++)
+            for (int b = 0; b <= a; b++, to += 16) add_products(to, x + a * STEP, x + b * STEP);
     }
     for (int a = 0; a < d->sources; a++)
         for (int b = 0; b <= a; b++, part += 16) {

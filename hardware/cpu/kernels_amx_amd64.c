@@ -38,23 +38,33 @@ static const struct __attribute__((packed)) {
 // The compiler does not know that tile instructions read and write memory.
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
+// Tiles 0 - 3 are the sums of c[32, 32]; stride in bytes.
+INLINE void zero_2_2(void) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+INLINE void load_2_2(const float *c, long stride) {
+    _tile_loadd(0, c, stride);
+    _tile_loadd(1, c + 16, stride);
+    _tile_loadd(2, c + 4 * stride, stride);
+    _tile_loadd(3, c + 4 * stride + 16, stride);
+}
+INLINE void store_2_2(float *c, long stride) {
+    _tile_stored(0, c, stride);
+    _tile_stored(1, c + 16, stride);
+    _tile_stored(2, c + 4 * stride, stride);
+    _tile_stored(3, c + 4 * stride + 16, stride);
+}
+
 // c[32, 32] (+)= a[32, 32 steps] . b, two panels that lie `panel` elements apart;
 // a_stride and c_stride in bytes. Tiles 0 - 3 are the sums, 4 and 5 rows of a, 6 and 7 of b.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel, long steps, float *c,
                                                   long c_stride, int add) {
     MEMORY_BARRIER();
-    float *lower = c + 16 * (c_stride / 4);
-    if (add) {
-        _tile_loadd(0, c, c_stride);
-        _tile_loadd(1, c + 16, c_stride);
-        _tile_loadd(2, lower, c_stride);
-        _tile_loadd(3, lower + 16, c_stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    if (add) load_2_2(c, c_stride);
+    else zero_2_2();
     for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) {
         _tile_loadd(6, b, 64);
         _tile_loadd(4, a, a_stride);
@@ -65,10 +75,7 @@ static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stri
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, c, c_stride);
-    _tile_stored(1, c + 16, c_stride);
-    _tile_stored(2, lower, c_stride);
-    _tile_stored(3, lower + 16, c_stride);
+    store_2_2(c, c_stride);
     MEMORY_BARRIER();
 }
 

@@ -125,18 +125,6 @@ INLINE void step_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long p
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
 }
-INLINE void zero_2_2(void) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-INLINE void store_2_2(float *c, long stride) {
-    _tile_stored(0, c, stride);
-    _tile_stored(1, c + 16, stride);
-    _tile_stored(2, c + 4 * stride, stride);
-    _tile_stored(3, c + 4 * stride + 16, stride);
-}
 
 INLINE void score_chunk(pipeline *l, const pass *p, int chunk, const float *before, float *to, shares *s) {
     const tile_rows *t = &l->a->tile;
@@ -158,14 +146,8 @@ INLINE void value_columns(pipeline *l, const float *before, shares *s) {
     const uint16_t *values = value_row(a->tile.problem, a->tile.keys, p->tile.k0) + (long)l->column * TILE * PANEL;
     float *c = a->out + (long)p->from * a->out_stride + l->column * PANEL;
     long stride = a->out_stride * 4L;
-    if (p->begins) {
-        zero_2_2();
-    } else {
-        _tile_loadd(0, c, stride);
-        _tile_loadd(1, c + 16, stride);
-        _tile_loadd(2, c + 4 * stride, stride);
-        _tile_loadd(3, c + 4 * stride + 16, stride);
-    }
+    if (p->begins) zero_2_2();
+    else load_2_2(c, stride);
     for (int k = 0; k < p->chunks; k++) {
         step_2_2(p->weight + k * DEPTH, TILE * 2L, values + k * DEPTH * PANEL, TILE * PANEL);
         if (before) share(l, before, s);
@@ -198,10 +180,10 @@ static void pass_on(pipeline *l) {
 // Scores a chunk (NULL: none), weighs that before, and does a share of the products with values.
 static void stage(pipeline *l, const pass *p, int chunk) {
     int panels = value_panels(l->a->tile.problem), columns = (panels / 2 + CHUNKS - 1) / CHUNKS;
-    const float *before = l->chunk < 0 ? NULL : l->score[l->stages % 2 == 0];
+    float *before = l->chunk < 0 ? NULL : l->score[l->stages % 2 == 0];
     columns = columns < (panels - l->column) / 2 ? columns : (panels - l->column) / 2;
     shares s = {.steps = (p ? (int)padded_dim(l->a->tile.problem) / DEPTH : 0) + columns * l->valued.chunks};
-    if (before && l->weighed.hidden) hide_chunk(l, l->score[l->stages % 2 == 0]);
+    if (before && l->weighed.hidden) hide_chunk(l, before);
     MEMORY_BARRIER();
     if (p) score_chunk(l, p, chunk, before, l->score[l->stages % 2], &s);
     for (int i = 0; i < columns; i++) value_columns(l, before, &s);
