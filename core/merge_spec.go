@@ -1,12 +1,7 @@
 package core
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
 
 	"github.com/trivium-ml/trivium/core/checkpoint"
 	"github.com/trivium-ml/trivium/core/tensor"
@@ -96,48 +91,6 @@ func finite(info Info, name string, numbers []float64) error {
 		return Invalid(info.ID(), "%s: %s", name, err)
 	}
 	return nil
-}
-
-// recipe identifies all that the result depends on, so that a killed merge is
-// only taken up by the same one. A source is known by its files' sizes and times.
-func (m *merging) recipe(o *output) (string, error) {
-	type file struct {
-		Path     string
-		Size     int64
-		Modified int64
-	}
-	var files []file
-	for _, folder := range m.folders {
-		for _, f := range folder.Files {
-			stat, err := os.Stat(f.Path)
-			if err != nil {
-				return "", Errorf(ErrCheckpoint, "%w", err)
-			}
-			path, err := filepath.Abs(f.Path)
-			if err != nil {
-				return "", Errorf(ErrCheckpoint, "%w", err)
-			}
-			files = append(files, file{path, stat.Size(), stat.ModTime().UnixNano()})
-		}
-	}
-	text, err := json.Marshal(struct {
-		Method         string
-		Params         Params
-		Weights, Steps []float64
-		Dtype          string
-		Float64        bool
-		AllowNonFinite bool
-		ShardBytes     int64
-		ModelKey       string `json:",omitempty"`
-		ConfigFrom     string `json:",omitempty"`
-		Files          []file
-	}{o.method, o.params, o.weights, m.spec.Steps, o.dtype.String(), m.spec.Float64, m.spec.AllowNonFinite, m.spec.ShardBytes,
-		m.spec.ModelKey, m.spec.ConfigFrom, files})
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:]), nil
 }
 
 // CheckpointError gives an error of the checkpoint package its kind and hint.

@@ -169,6 +169,27 @@ func sweep(ctx context.Context, request string) (string, error) {
 	return marshal(report)
 }
 
+// checkpointFiles lists the files that hold a checkpoint's weights.
+func checkpointFiles(_ context.Context, request string) (string, error) {
+	var in struct {
+		Dir      string `json:"dir"`
+		ModelKey string `json:"model_key"`
+	}
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	folder, err := checkpoint.OpenModel(in.Dir, in.ModelKey)
+	if err != nil {
+		return "", core.CheckpointError(err)
+	}
+	defer folder.Close()
+	paths := make([]string, len(folder.Files))
+	for i, f := range folder.Files {
+		paths[i] = f.Path
+	}
+	return marshal(map[string]any{"files": paths})
+}
+
 // series finds the checkpoints of a run and picks some.
 func series(_ context.Context, request string) (string, error) {
 	var in struct {

@@ -8,15 +8,16 @@ var starters = map[string]starter{
 
 // operations are the other names that Submit knows.
 var operations = map[string]operation{
-	"select":       selectBlocks,
-	"plan":         plan,
-	"merge":        merge,
-	"merge.begin":  mergeBegin,
-	"merge.part":   mergePart,
-	"merge.finish": mergeFinish,
-	"sweep":        sweep,
-	"series":       series,
-	"similarity":   similarity,
-	"doctor":       doctor,
-	"bridge.check": checkBridge,
+	"checkpoint.files": checkpointFiles,
+	"select":           selectBlocks,
+	"plan":             plan,
+	"merge":            merge,
+	"merge.begin":      mergeBegin,
+	"merge.part":       mergePart,
+	"merge.finish":     mergeFinish,
+	"sweep":            sweep,
+	"series":           series,
+	"similarity":       similarity,
+	"doctor":           doctor,
+	"bridge.check":     checkBridge,
 }

@@ -25,27 +25,37 @@ func isSideFile(name string) bool {
 	return false
 }
 
-// CopySideFiles stages the side files of the folder source, byte for byte, and
-// returns their names.
-func (w *Writer) CopySideFiles(source string) ([]string, error) {
-	items, err := os.ReadDir(source)
+// SideFiles names what lies in the folder besides weights and belongs to the model.
+func SideFiles(dir string) ([]string, error) {
+	items, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, system("copy", source, err)
+		return nil, system("copy", dir, err)
 	}
 	var names []string
 	for _, item := range items {
-		if !isSideFile(item.Name()) || item.IsDir() {
-			continue
+		if isSideFile(item.Name()) && !item.IsDir() {
+			names = append(names, item.Name())
 		}
-		path := filepath.Join(source, item.Name())
+	}
+	return names, nil
+}
+
+// CopySideFiles stages the side files of the folder source, byte for byte, and
+// returns their names.
+func (w *Writer) CopySideFiles(source string) ([]string, error) {
+	names, err := SideFiles(source)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		path := filepath.Join(source, name)
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, system("copy", path, err)
 		}
-		if err := w.WriteFile(item.Name(), data); err != nil {
+		if err := w.WriteFile(name, data); err != nil {
 			return nil, err
 		}
-		names = append(names, item.Name())
 	}
 	return names, nil
 }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +145,85 @@ def test_watch_rolls(tmp_path, method):
     assert merged["step"] == load_file(all_folders[-1] / "model.safetensors")["step"]
 
 
-def test_watch_refuses_other_settings(tmp_path):
-    make_series(tmp_path / "run", 2)
-    trivium.watch(tmp_path / "run", tmp_path / "out", n=2, settle=0, once=True)
-    with pytest.raises(trivium.InvalidArgument, match="'n': 2"):
-        trivium.watch(tmp_path / "run", tmp_path / "out", n=3, settle=0, once=True)
+@pytest.mark.parametrize("changed", ["root", "method", "n", "alpha", "pattern", "model_key", "config_from", "version"])
+def test_watch_refuses_another_merge(tmp_path, changed):
+    """Each setting that says what the sum means is that of the merge it goes on with, or an error says how to go on."""
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from trivium.cli.app import app
+
+    for name in ("run", "other"):
+        make_series(tmp_path / name, 3)
+    out = tmp_path / "out"
+    settings = {"method": "ema", "n": 2, "alpha": 0.5, "pattern": r"step-(\d+)", "model_key": "app.model", "config_from": tmp_path / "run" / "step-100"}
+    shutil.move(tmp_path / "run" / "step-300", tmp_path / "later")
+    trivium.watch(tmp_path / "run", out, settle=0, once=True, **settings)
+    shutil.move(tmp_path / "later", tmp_path / "run" / "step-300")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "lock"}
+    other = {"method": "sma", "n": 3, "alpha": 0.25, "pattern": None, "model_key": None, "config_from": tmp_path / "run" / "step-200"}
+    root = tmp_path / ("other" if changed == "root" else "run")
+    if changed == "version":
+        state = out / ".trivium-watch" / "state.json"
+        held = json.loads(state.read_text())
+        held["settings"] = {k: held["settings"][k] for k in ("method", "n", "alpha")}
+        state.write_text(json.dumps(held))
+        with pytest.raises(trivium.InvalidArgument, match="earlier version, which does not say its config_from, model_key, pattern, root"):
+            trivium.watch(root, out, settle=0, once=True, **settings)
+        return
+    asked = {**settings, **({} if changed == "root" else {changed: other[changed]})}
+    with pytest.raises(trivium.InvalidArgument, match=f"holds a merge with {changed} .*, not .*") as refused:
+        trivium.watch(root, out, settle=0, once=True, **asked)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "lock"} == before
+    command = shlex.split(refused.value.hint.partition("go on with it: ")[2].partition(";")[0])
+    result = CliRunner().invoke(app, [*command[1:], "--settle", "0", "--once"])
+    assert result.exit_code == 0 and "step 300" in result.output, result.output
+    assert os.readlink(out / "latest") == "step-300"
+
+
+def test_watch_reads_again_what_was_written_again(tmp_path):
+    folders = make_series(tmp_path / "run", 5)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for folder in folders[3:]:
+        folder.rename(aside / folder.name)
+    watch = partial(trivium.watch, tmp_path / "run", tmp_path / "out", n=3, settle=0, once=True)
+    watch()
+    weights = load_file(folders[0] / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, folders[0] / "model.safetensors", metadata={"format": "pt"})
+    (aside / "step-400").rename(folders[3])
+    (rolled,) = watch()
+    assert rolled.anchored, "what leaves the window is not what is in the sum"
+    exact = weights_of(folders[1:4], "model.layers.1.weight").mean(0)
+    np.testing.assert_array_max_ulp(load_file(tmp_path / "out" / "latest" / "model.safetensors")["model.layers.1.weight"], exact.astype(np.float32), maxulp=1)
+    os.utime(folders[2] / "model.safetensors")
+    shutil.rmtree(folders[3])
+    (aside / "step-500").rename(folders[4])
+    with pytest.raises(trivium.CheckpointError, match="step-300 was written again .*step-400, .* is gone"):
+        watch()
+
+
+def test_watch_begins_anew_what_it_cannot_resume(tmp_path, monkeypatch):
+    """Killed in a merge whose plan is another one now, the watcher does not get stuck."""
+    folders = make_series(tmp_path / "run", 3)
+    folders[2].rename(tmp_path / "later")
+    watch = partial(trivium.watch, tmp_path / "run", tmp_path / "out", n=2, settle=0, once=True)
+    watch()
+    (tmp_path / "out" / "step-1").mkdir()  # somebody's own
+    (tmp_path / "later").rename(folders[2])
+    roll = importlib.import_module("trivium.pma._watch")._Roll
+    monkeypatch.setattr(roll, "_point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        watch()
+    monkeypatch.undo()
+    os.utime(folders[0] / "model.safetensors")  # so that the next plan is to anchor
+    os.utime(folders[2] / "model.safetensors")
+    (rolled,) = watch()
+    assert rolled.anchored and rolled.step == 300
+    exact = weights_of(folders[1:], "model.layers.1.weight").mean(0)
+    np.testing.assert_array_max_ulp(load_file(tmp_path / "out" / "latest" / "model.safetensors")["model.layers.1.weight"], exact.astype(np.float32), maxulp=1)
+    assert sorted(p.name for p in (tmp_path / "out").glob("step-*")) == ["step-1", "step-200", "step-300"]
 
 
 def test_recover_takes_checkpoints_before_the_spike(tmp_path):
@@ -173,6 +250,11 @@ def test_init_copies_or_averages_the_optimizer(tmp_path):
         assert state["step"] == 2 and state["exp_avg"].tolist() == [moment] * 4
     init(tmp_path / "run", tmp_path / "reset", n=2)
     assert not (tmp_path / "reset" / "optimizer.pt").exists()
+    with pytest.raises(trivium.InvalidArgument, match=r"holds optimizer\.pt, .* optimizer='reset'.*resume with optimizer='newest' or"):
+        init(tmp_path / "run", tmp_path / "averaged", n=2, resume=True)
+    init(tmp_path / "run", tmp_path / "averaged", n=2, resume=True, optimizer="averaged")
+    init(tmp_path / "run", tmp_path / "averaged", n=2, overwrite=True)
+    assert not (tmp_path / "averaged" / "optimizer.pt").exists(), "it belonged to other weights"
 
 
 HOST = textwrap.dedent("""

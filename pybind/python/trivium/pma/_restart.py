@@ -50,8 +50,17 @@ def init(
     if optimizer != "reset":
         _remote.refuse("an optimizer's state is only copied from and to paths: use optimizer='reset'", *picked.paths, out)
         _optimizer_of(picked.paths[-1])
+    held = [] if _remote.is_url(fspath(out)) else _trainer_files(Path(fspath(out)))
+    if held and optimizer == "reset" and options.get("resume") and not options.get("overwrite"):
+        raise InvalidArgument(
+            f"{fspath(out)} holds {held[0].name}, which optimizer='reset' does not write", hint="resume with optimizer='newest' or 'averaged', or overwrite"
+        )
     report = merge(picked.paths, out, steps=[float(s) for s in picked.steps], **options)
-    if options.get("dry_run") or optimizer == "reset":
+    if options.get("dry_run"):
+        return report
+    for path in held:
+        path.unlink()  # of the weights that were there before
+    if optimizer == "reset":
         return report
     if optimizer == "averaged" and not report.weights:
         raise InvalidArgument(f"{report.method} has no weights to average optimizers with: use optimizer='newest'")
@@ -99,10 +108,13 @@ def _optimizer_of(folder: str) -> Path:
     raise InvalidArgument(f"{folder} holds no {' or '.join(OPTIMIZER_FILES)}: use optimizer='reset'")
 
 
+def _trainer_files(folder: Path) -> list[Path]:
+    return [path for pattern in TRAINER_FILES for path in sorted(folder.glob(pattern))]
+
+
 def _copy_trainer(source: Path, out: Path) -> None:
-    for pattern in TRAINER_FILES:
-        for path in sorted(source.glob(pattern)):
-            shutil.copyfile(path, out / path.name)
+    for path in _trainer_files(source):
+        shutil.copyfile(path, out / path.name)
 
 
 def _average_optimizers(folders: Sequence[str], weights: Sequence[float], out: Path) -> None:

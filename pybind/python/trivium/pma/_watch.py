@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +73,9 @@ def watch(
 
     ``out/latest`` always points to a whole checkpoint. Between merges there is a sum in
     float64, so that a new checkpoint costs one reading of it, of the sum, and (sma) of the
-    checkpoint that leaves the window. It goes on where it was after a restart.
+    checkpoint that leaves the window. It goes on where it was after a restart, if it is
+    asked for the same merge of the same run; a checkpoint of the window that was written
+    again since is read again.
 
     Parameters
     ----------
@@ -91,6 +94,12 @@ def watch(
         Merges to keep.
     once : bool
         Merge what is there and return; otherwise it runs until Ctrl-C.
+
+    Raises
+    ------
+    InvalidArgument
+        When ``out`` holds a merge of another run, or one that was begun with another
+        ``method``, ``n``, ``alpha``, ``pattern``, ``model_key`` or ``config_from``.
     """
     if n < 1 or keep < 1 or anchor < 1 or every <= 0 or settle < 0:
         raise InvalidArgument(f"n {n}, keep {keep}, anchor {anchor}, every {every}, settle {settle}: want positive numbers")
@@ -98,7 +107,12 @@ def watch(
     made: list[Rolling] = []
     folder = Path(fspath(out))
     with _alone(folder):
-        roll = _Roll(folder, method, n, alpha, reading(model_key, config_from), anchor, keep, durable, threads, engine)
+        read = reading(model_key, config_from)
+        about = {
+            "root": os.path.realpath(root), "method": method, "n": n, "alpha": alpha, "pattern": pattern or "", "model_key": read["model_key"],
+            "config_from": read["config_from"] if read["config_from"] in ("", "none") else os.path.realpath(read["config_from"]),
+        }  # fmt: skip
+        roll = _Roll(folder, method, n, alpha, read, about, anchor, keep, durable, threads, engine)
         while True:
             for checkpoint in _fresh(root, pattern, roll.step, settle):
                 try:
@@ -148,20 +162,40 @@ def _changing(checkpoint: Checkpoint, settle: float) -> bool:
     return time.time() - latest < settle
 
 
+def _files(path: str, model_key: str) -> list[list[Any]]:
+    """List path, size and time of the files that hold a checkpoint's weights."""
+    paths = _bridge.run("checkpoint.files", {"dir": os.path.abspath(path), "model_key": model_key}, None)["files"]
+    return [[p, (stat := os.stat(p)).st_size, stat.st_mtime_ns] for p in paths]
+
+
+def _written_again(files: list[list[Any]]) -> bool:
+    """Whether files are there and are not those that were merged."""
+    for path, size, modified in files:
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            continue
+        if (stat.st_size, stat.st_mtime_ns) != (size, modified):
+            return True
+    return False
+
+
 class _Roll:
     """The merge as it is, in memory and in ``state.json``."""
 
     def __init__(
-        self, out: Path, method: str, n: int, alpha: float, read: dict[str, str], anchor: int, keep: int, durable: bool, threads: int,
-        engine: Engine | None,
+        self, out: Path, method: str, n: int, alpha: float, read: dict[str, str], about: dict[str, Any], anchor: int, keep: int, durable: bool,
+        threads: int, engine: Engine | None,
     ) -> None:  # fmt: skip
         self.out, self.method, self.n, self.alpha, self.read = out, method, n, alpha, read
         self.anchor, self.keep, self.durable, self.threads, self.engine = anchor, keep, durable, threads, engine
-        self.settings = {"method": method, "n": n, "alpha": alpha}
+        self.settings = about  # all that the sum means
         self.file = out / STATE / "state.json"
-        self.window: list[dict[str, Any]] = []  # path and step of each checkpoint in the sum, oldest first
+        self.window: list[dict[str, Any]] = []  # path, step and files of each checkpoint in the sum, oldest first
         self.rolls = 0
         self.step = -1
+        self.merges: list[str] = []  # names of the folders made here, oldest first
+        self.begun = ""  # the one that is being made
         self._load()
 
     def _load(self) -> None:
@@ -169,13 +203,27 @@ class _Roll:
             return
         state = json.loads(self.file.read_text())
         if state["settings"] != self.settings:
-            raise InvalidArgument(
-                f"{self.out} holds a merge with {state['settings']}, not {self.settings}", hint="use another folder, or remove this one"
-            )
+            self._refuse(state["settings"])
         self.window, self.rolls, self.step = state["window"], state["rolls"], state["step"]
+        self.merges, self.begun = state["merges"], state["begun"]
+
+    def _refuse(self, held: dict[str, Any]) -> None:
+        """Refuse to go on with a sum that means something else."""
+        if unsaid := self.settings.keys() - held.keys():
+            raise InvalidArgument(
+                f"{self.out} holds a merge of an earlier version, which does not say its {', '.join(sorted(unsaid))}",
+                hint="use another folder, or remove this one",
+            )
+        other = ", ".join(f"{k} {held[k]!r}, not {wanted!r}" for k, wanted in self.settings.items() if held[k] != wanted)
+        options = {"--method": "method", "-n": "n", "--alpha": "alpha", "--pattern": "pattern", "--model-key": "model_key", "--config-from": "config_from"}
+        said = [word for option, k in options.items() if held[k] != "" for word in (option, str(held[k]))]
+        command = shlex.join(["trivium", "merge", "watch", held["root"], "--out", str(self.out), *said])
+        raise InvalidArgument(f"{self.out} holds a merge with {other}", hint=f"go on with it: {command}; or name another folder")
 
     def _save(self) -> None:
-        text = json.dumps({"settings": self.settings, "window": self.window, "rolls": self.rolls, "step": self.step})
+        text = json.dumps({
+            "settings": self.settings, "window": self.window, "rolls": self.rolls, "step": self.step, "merges": self.merges, "begun": self.begun,
+        })  # fmt: skip
         new = self.file.with_suffix(".new")
         with new.open("w") as file:
             file.write(text)
@@ -189,7 +237,7 @@ class _Roll:
 
     def add(self, new: Checkpoint) -> Rolling:
         """Take up a checkpoint: merge, point latest to it, remember, tidy up."""
-        entry = {"path": os.path.abspath(new.path), "step": new.step}
+        entry = {"path": os.path.abspath(new.path), "step": new.step, "files": _files(new.path, self.read["model_key"])}
         window = [*self.window, entry][-self.n :]
         plan = {"sma": self._mean, "ema": self._ema}.get(self.method, self._anew)
         sources, candidates, anchored = plan(window, len(self.window) == self.n)
@@ -200,20 +248,39 @@ class _Roll:
             "engine": (self.engine or default_engine()).handle, "sources": sources, "candidates": candidates, "any_dtypes": True, **self.read,
             "float64": True, "resume": True, "volatile": not self.durable, "threads": self.threads,
         }  # fmt: skip
-        result = _bridge.run("sweep", request, None)
+        result = self._run(name, request)
         self._point(name)
         before = self.step
         self.window, self.step, self.rolls = window, new.step, 0 if anchored else self.rolls + 1
+        self.merges, self.begun = [*self.merges, name], ""
         self._save()
         self._tidy(before)
         steps = (new.step,) if self.method == "ema" else tuple(e["step"] for e in window)
         return Rolling(new.step, steps, str(self.out / name), anchored, result["bytes_read"], result["seconds"])
 
+    def _run(self, name: str, request: dict[str, Any]) -> Any:
+        """Merge; what a killed watcher has left of another plan for this step is begun anew."""
+        left = self.begun == name
+        self.begun = name
+        self._save()
+        try:
+            return _bridge.run("sweep", request, None)
+        except CheckpointError:
+            if not left:
+                raise
+        return _bridge.run("sweep", {**request, "resume": False, "overwrite": True}, None)
+
     def _mean(self, window: list[dict[str, Any]], full: bool) -> tuple[list[str], list[dict[str, Any]], bool]:
         """The sum of the window: the one before, without the oldest, with the newest."""
-        due = self.rolls + 1 >= self.anchor or not self._sum(self.step).exists()
+        again = [e["path"] for e in self.window if _written_again(e["files"])]
+        due = self.rolls + 1 >= self.anchor or not self._sum(self.step).exists() or bool(again)
         if due:
             missing = [e["path"] for e in window if not os.path.isdir(e["path"])]
+            if missing and again:
+                raise CheckpointError(
+                    f"{again[0]} was written again after it was merged, and {missing[0]}, without which the sum cannot be made anew, is gone",
+                    hint="begin anew in another folder",
+                )
             if missing and self._sum(self.step).exists() and (not full or os.path.isdir(self.window[0]["path"])):
                 due = False  # older ones are gone from the disk, the sum still has them
         size = len(window)
@@ -248,6 +315,6 @@ class _Roll:
     def _tidy(self, before: int) -> None:
         if before != self.step:
             shutil.rmtree(self._sum(before), ignore_errors=True)
-        merges = sorted((p for p in self.out.glob("step-*") if p.is_dir()), key=lambda p: int(p.name[5:]))
-        for old in merges[: -self.keep]:
-            shutil.rmtree(old)
+        for old in self.merges[: -self.keep]:
+            shutil.rmtree(self.out / old, ignore_errors=True)
+        self.merges = self.merges[-self.keep :]
