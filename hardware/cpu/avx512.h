@@ -30,6 +30,8 @@ VF vf vf_load_bf16(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 VF vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+VF __m512d vf_low(vf x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); } // the first half in float64
+VF __m512d vf_high(vf x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
 VF void vf_store_f16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 // To the nearest even; NaN is 0x7fc0. (vcvtneps2bf16 would flush subnormals.)
 VF void vf_store_bf16(uint16_t *p, vf x) {

@@ -69,12 +69,61 @@ static void add_products_of_two(double part[48], const double *x, const double *
     memcpy(part + 32, yy, sizeof yy);
 }
 
+// add_products_of_two for count elements, a multiple of IN_PLACE, where they lie.
+enum { IN_PLACE = 64 };
+INLINE void multiply_in_place(int dtype, double part[48], const void *x, const void *y, int64_t first, int64_t count) {
+    wide xx[CHAINS], yx[CHAINS], yy[CHAINS];
+    memcpy(xx, part, sizeof xx);
+    memcpy(yx, part + 16, sizeof yx);
+    memcpy(yy, part + 32, sizeof yy);
+    for (int64_t i = first; i < first + count; i += IN_PLACE) {
+        fetch_ahead((const char *)x + i * dtype_bytes(dtype), IN_PLACE * dtype_bytes(dtype));
+        fetch_ahead((const char *)y + i * dtype_bytes(dtype), IN_PLACE * dtype_bytes(dtype));
+#pragma GCC unroll 4
+        for (int j = 0; j < IN_PLACE; j += 16)
+#pragma GCC unroll 8
+            for (int c = 0; c < CHAINS; c += 2) {
+                vf of_x = load_source(dtype, x, i + j + c * WIDE), of_y = load_source(dtype, y, i + j + c * WIDE);
+                wide low_x = vf_low(of_x), low_y = vf_low(of_y), high_x = vf_high(of_x), high_y = vf_high(of_y);
+                xx[c] += low_x * low_x;
+                yx[c] += low_y * low_x;
+                yy[c] += low_y * low_y;
+                xx[c + 1] += high_x * high_x;
+                yx[c + 1] += high_y * high_x;
+                yy[c + 1] += high_y * high_y;
+            }
+    }
+    memcpy(part, xx, sizeof xx);
+    memcpy(part + 16, yx, sizeof yx);
+    memcpy(part + 32, yy, sizeof yy);
+}
+
+// Multiplies what elements can be read where they lie, and says how many: of two
+// sources of one dtype and no base. Squares are finite unless an element is
+// not, so that there is mostly nothing to count.
+static int64_t products_in_place(difference_scratch *s, const trivium_differences *d, double part[48]) {
+    int dtype = d->in_dtype[0];
+    if (d->sources != 2 || d->based || d->in_dtype[1] != dtype) return 0;
+    int64_t count = d->count - d->count % IN_PLACE;
+    switch (dtype) {
+    case TRIVIUM_BFLOAT16: multiply_in_place(TRIVIUM_BFLOAT16, part, d->in[0], d->in[1], d->first, count); break;
+    case TRIVIUM_FLOAT16: multiply_in_place(TRIVIUM_FLOAT16, part, d->in[0], d->in[1], d->first, count); break;
+    case TRIVIUM_FLOAT32: multiply_in_place(TRIVIUM_FLOAT32, part, d->in[0], d->in[1], d->first, count); break;
+    default: return 0;
+    }
+    int finite = 1;
+    for (int i = 0; i < 16; i++) finite &= isfinite(part[i]) && isfinite(part[32 + i]);
+    for (int64_t at = 0; at < count && !finite; at += STEP)
+        for (int a = 0; a < 2; a++) d->nonfinite[a] += not_finite(s->x, d->in[a], dtype, d->first + at, (int)min_i64(STEP, count - at), s->halves);
+    return count;
+}
+
 static void NAME(products)(const trivium_products *p, void *scratch) {
     difference_scratch *s = scratch;
     const trivium_differences *d = &p->of;
     double *x = (double *)s->own, *part = x + (int64_t)d->sources * STEP;
     memset(part, 0, sizeof(double) * 16 * (size_t)d->sources * (size_t)(d->sources + 1) / 2);
-    for (int64_t first = d->first; first < d->first + d->count; first += STEP) {
+    for (int64_t first = d->first + products_in_place(s, d, part); first < d->first + d->count; first += STEP) {
         int n = (int)min_i64(STEP, d->first + d->count - first);
         load_base(s, d, first, n);
         for (int a = 0; a < d->sources; a++) {

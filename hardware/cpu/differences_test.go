@@ -29,6 +29,18 @@ func someDifferences(r *rand.Rand, n int, based bool) hardware.Differences {
 	return d
 }
 
+// alikePair draws two sources of one dtype and no base, which are read where they lie.
+func alikePair(r *rand.Rand, n int) hardware.Differences {
+	dtype := hardware.VectorDtype(r.IntN(6))
+	var d hardware.Differences
+	for range 2 {
+		v := newVector(dtype, n)
+		v.fill(r)
+		d.In = append(d.In, v.Vector)
+	}
+	return d
+}
+
 // eachVector compares an operation of every instruction set with serial's.
 func eachVector(t *testing.T, salt uint64, compare func(t *testing.T, r *rand.Rand, n int, b, serial hardware.Backend)) {
 	serial, err := Open("serial")
@@ -58,6 +70,9 @@ func must(t *testing.T) func(counts []int64, err error) []int64 {
 func TestProductsSameBytes(t *testing.T) {
 	eachVector(t, 11, func(t *testing.T, r *rand.Rand, n int, b, serial hardware.Backend) {
 		d := someDifferences(r, n, r.IntN(2) == 0)
+		if r.IntN(2) == 0 {
+			d = alikePair(r, n)
+		}
 		got, want := make([]float64, len(d.In)*len(d.In)), make([]float64, len(d.In)*len(d.In))
 		counts := must(t)(b.Products(context.Background(), d, got))
 		expected := must(t)(serial.Products(context.Background(), d, want))

@@ -49,6 +49,8 @@ VF vf vf_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 VF vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+VF __m256d vf_low(vf x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); } // the first half in float64
+VF __m256d vf_high(vf x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
 VF void vf_store_f16(uint16_t *p, vf x) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 // To the nearest even; NaN is 0x7fc0.
 VF void vf_store_bf16(uint16_t *p, vf x) {

@@ -38,6 +38,8 @@ VF vf vf_scale(vf y, vf x) {
 }
 VF vf vf_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 VF vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+VF float64x2_t vf_low(vf x) { return vcvt_f64_f32(vget_low_f32(x)); } // the first half in float64
+VF float64x2_t vf_high(vf x) { return vcvt_high_f64_f32(x); }
 VF void vf_store_f16(uint16_t *p, vf x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 // To the nearest even; NaN is 0x7fc0.
 VF void vf_store_bf16(uint16_t *p, vf x) {

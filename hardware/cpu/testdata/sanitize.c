@@ -186,22 +186,45 @@ static int differ(const shape *s, const char *table, const char *what, const dou
     return 0;
 }
 
-static void sums(const trivium_kernels *k) {
-    int n = 1 + below(3000), dtype = below(6), out_dtype = below(6);
-    void *in = exactly((size_t)n * dtype_bytes(dtype)), *out = exactly((size_t)n * dtype_bytes(out_dtype));
-    for (int i = 0; i < n; i++) store_number(in, dtype, i, normal());
-    const void *ins[1] = {in};
-    void *outs[1] = {out};
-    int32_t in_dtypes[1] = {dtype}, out_dtypes[1] = {out_dtype};
-    double weight[1] = {0.5};
-    int64_t bad[1] = {0};
-    void *scratch = aligned(k->sum_bytes);
-    trivium_sum s = {outs, ins, out_dtypes, in_dtypes, weight, bad, 0, n, 1, 1, below(2)};
-    k->weighted_sum(&s, scratch);
+enum { PAIR = 2, RESULTS = 5 };
+
+// Sums of two sources into some results of any dtype, and the sources' products:
+// the same bytes as serial's.
+static int sums(const trivium_kernels *k, const trivium_kernels *serial) {
+    int n = 1 + below(3000), dtype = below(6), candidates = 1 + below(RESULTS), failed = 0;
+    const void *ins[PAIR];
+    void *outs[2][RESULTS], *scratch = aligned(k->sum_bytes), *own = aligned(k->difference_bytes + PAIR * TRIVIUM_DIFFERENCE_BYTES);
+    int32_t in_dtypes[PAIR], out_dtypes[RESULTS];
+    double weight[RESULTS * PAIR], product[2][PAIR * PAIR] = {0};
+    for (int i = 0; i < PAIR; i++) {
+        void *in = exactly((size_t)n * dtype_bytes(dtype));
+        for (int j = 0; j < n; j++) store_number(in, dtype, j, normal());
+        ins[i] = in, in_dtypes[i] = dtype;
+    }
+    for (int c = 0; c < candidates; c++) {
+        out_dtypes[c] = below(6);
+        for (int i = 0; i < PAIR; i++) weight[c * PAIR + i] = normal();
+        for (int t = 0; t < 2; t++) outs[t][c] = exactly((size_t)n * dtype_bytes(out_dtypes[c]));
+    }
+    int wide = below(2);
+    const trivium_kernels *of[2] = {serial, k};
+    for (int t = 0; t < 2; t++) {
+        int64_t bad[PAIR] = {0};
+        trivium_sum s = {outs[t], ins, out_dtypes, in_dtypes, weight, bad, 0, n, candidates, PAIR, wide};
+        of[t]->weighted_sum(&s, scratch);
+        trivium_products p = {{ins, in_dtypes, bad, 0, n, PAIR, 0}, product[t]};
+        of[t]->products(&p, own);
+    }
+    for (int c = 0; c < candidates; c++)
+        if (memcmp(outs[0][c], outs[1][c], (size_t)n * dtype_bytes(out_dtypes[c]))) failed = printf("%s: sum %d of %d differs from serial's\n", k->name, c, candidates);
+    if (memcmp(product[0], product[1], sizeof product[0])) failed = printf("%s: products of %d elements of dtype %d differ from serial's\n", k->name, n, dtype);
     float *mean = exactly(sizeof(float) * 5 * 37);
     trivium_pool p = {matrix(50, 37, below(3)), 5, 12, mean}; // positions 5 to 54: 5 blocks
     k->pool(&p);
-    free(in), free(out), free(scratch), free(mean), free(p.rows.data);
+    for (int i = 0; i < PAIR; i++) free((void *)ins[i]);
+    for (int c = 0; c < candidates; c++) free(outs[0][c]), free(outs[1][c]);
+    free(scratch), free(own), free(mean), free(p.rows.data);
+    return failed != 0;
 }
 
 int main(int argc, char **argv) {
@@ -224,7 +247,7 @@ int main(int argc, char **argv) {
                 failed = 1;
             }
             free(got), free(got_scores);
-            if (table[t]->weighted_sum) sums(table[t]);
+            if (table[t]->weighted_sum && sums(table[t], serial)) failed = 1;
         }
         free(want_scores);
         free(want);
