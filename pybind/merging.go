@@ -190,6 +190,9 @@ func checkpointFiles(_ context.Context, request string) (string, error) {
 	return marshal(map[string]any{"files": paths})
 }
 
+// checkpointNames is how a checkpoint's files are called.
+func checkpointNames(context.Context, string) (string, error) { return marshal(checkpoint.FileNames()) }
+
 // series finds the checkpoints of a run and picks some.
 func series(_ context.Context, request string) (string, error) {
 	var in struct {

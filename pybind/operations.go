@@ -9,6 +9,7 @@ var starters = map[string]starter{
 // operations are the other names that Submit knows.
 var operations = map[string]operation{
 	"checkpoint.files": checkpointFiles,
+	"checkpoint.names": checkpointNames,
 	"select":           selectBlocks,
 	"plan":             plan,
 	"merge":            merge,

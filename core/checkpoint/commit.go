@@ -100,7 +100,7 @@ func (w *Writer) stale() ([]string, error) {
 	stale := []string{}
 	for _, item := range items {
 		name := item.Name()
-		usual, _ := filepath.Match("model-*-of-*.safetensors", name)
+		usual, _ := filepath.Match(shardPattern, name)
 		entry := name == singleName || name == indexName
 		ours := listed[name] || usual || entry || isSideFile(name)
 		if ours && !item.IsDir() && !slices.Contains(keep, name) {

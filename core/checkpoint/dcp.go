@@ -12,7 +12,7 @@ import (
 // distributedIn finds the folder of a distributed checkpoint: dir, or where
 // accelerate puts the model of a checkpoint in dir.
 func distributedIn(dir string) (string, bool) {
-	for _, at := range [...]string{dir, filepath.Join(dir, "pytorch_model_fsdp_0")} {
+	for _, at := range [...]string{dir, filepath.Join(dir, nestedName)} {
 		if exists(filepath.Join(at, metadataName)) {
 			return at, true
 		}

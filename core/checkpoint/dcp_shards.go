@@ -15,7 +15,7 @@ const shardingKey = "DCP_SHARDING_INFO"
 
 // cutShards lists the files of such a checkpoint; it has no index.
 func cutShards(dir string) []string {
-	paths, _ := filepath.Glob(filepath.Join(dir, "shard-*-model-*-of-*.safetensors"))
+	paths, _ := filepath.Glob(filepath.Join(dir, cutPattern))
 	slices.Sort(paths)
 	return paths
 }

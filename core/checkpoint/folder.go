@@ -138,8 +138,8 @@ func notFound(dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return system("read", dir, err)
 	}
-	for _, pattern := range [...]string{"*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"} {
-		if other, _ := filepath.Glob(filepath.Join(dir, pattern)); len(other) > 0 {
+	for _, extension := range extensions {
+		if other, _ := filepath.Glob(filepath.Join(dir, "*"+extension)); len(other) > 0 {
 			e.Hint = "name the file itself, such as " + other[0]
 		}
 	}
@@ -157,7 +157,7 @@ func notFound(dir string) error {
 var foreign = [...]struct{ pattern, is, convert string }{
 	{"__*.metadata", "is a distributed checkpoint of PyTorch whose ranks wrote metadata of their own (use_collectives=False)",
 		"load it in the training script and save it again, with use_collectives=True"},
-	{"*.distcp", "holds parts of a distributed checkpoint of PyTorch (.distcp) but no " + metadataName + ": the save did not end, or the copy is not whole",
+	{ranksPattern, "holds parts of a distributed checkpoint of PyTorch (.distcp) but no " + metadataName + ": the save did not end, or the copy is not whole",
 		"copy it again, " + metadataName + " too, or use another checkpoint"},
 	{"*_model_states.pt", deepspeed, deepspeedConvert}, {"global_step*/*_model_states.pt", deepspeed, deepspeedConvert},
 	{"mp_rank_*/model_optim_rng.pt", megatron, megatronConvert}, {"iter_*/mp_rank_*/model_optim_rng.pt", megatron, megatronConvert},

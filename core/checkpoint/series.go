@@ -131,6 +131,13 @@ func (s *Series) Select(n int, interval, end int64) ([]Step, error) {
 	if end > 0 {
 		last = slices.IndexFunc(s.Steps, func(c Step) bool { return c.Step == end })
 	}
+	if len(s.Steps) == 0 {
+		e := &Error{Op: "series", Reason: "no checkpoint was found", Hint: "name checkpoints, or the folder that holds them", Err: os.ErrNotExist}
+		if len(s.Ignored) > 0 {
+			e.Reason, e.Hint = "the step of no checkpoint is known, such as that of "+s.Ignored[0], "say with a pattern what of the folder's name is the step"
+		}
+		return nil, e
+	}
 	if last < 0 {
 		return nil, &Error{Op: "series", Reason: fmt.Sprintf("there is no checkpoint of step %d", end), Hint: "there are: " + s.list(), Err: os.ErrNotExist}
 	}
@@ -164,9 +171,6 @@ func (s *Series) list() string {
 			text += ", "
 		}
 		text += strconv.FormatInt(c.Step, 10)
-	}
-	if text == "" {
-		return "none"
 	}
 	return text
 }

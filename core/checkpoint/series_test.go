@@ -109,4 +109,8 @@ func TestSelect(t *testing.T) {
 		_, err := s.Select(int(c.n), c.interval, c.end)
 		wantError(t, err, os.ErrNotExist, "100, 200, 300")
 	}
+	_, err := (&Series{}).Select(0, 0, 0)
+	wantError(t, err, os.ErrNotExist, "no checkpoint was found")
+	_, err = (&Series{Ignored: []string{"runs/final"}}).Select(2, 0, 0)
+	wantError(t, err, os.ErrNotExist, "runs/final", "pattern")
 }

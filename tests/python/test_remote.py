@@ -142,6 +142,40 @@ def test_series_of_a_url(run: list[Path], tmp_path: Path) -> None:
     assert len(list((tmp_path / "sweep").iterdir())) == 1
 
 
+def test_names_of_files_are_those_of_the_checkpoint_package(memory: Any, tmp_path: Path) -> None:
+    """No name of a checkpoint's files is written twice, and what one finds in a folder the other finds too."""
+    import random
+
+    names = _remote._names()
+    source = Path(_remote.__file__).read_text()
+    known = [*names.all_entries, names.metadata, names.ranks, names.nested, names.cut_shards, names.shards, *names.side, names.trainer]
+    assert len(known) > 20 and not [name for name in known if f'"{name}"' in source]
+    files = [
+        *names.all_entries, names.metadata, f"{names.nested}/{names.metadata}", f"{names.nested}/__0_0.distcp", "__0_0.distcp", "optimizer.pt", "readme",
+        "model-00001-of-00002.safetensors", "shard-00001-model-00001-of-00001.safetensors", "shard-00001.safetensors", "Model.safetensors", "config.json",
+    ]  # fmt: skip
+    draw = random.Random(7)
+    for step in range(80):
+        for name in draw.sample(files, draw.randint(1, 3)):
+            path = tmp_path / "run" / f"step-{step}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    memory.put(str(tmp_path / "run"), "/names", recursive=True)
+    steps = trivium.series(tmp_path / "run").steps
+    assert trivium.series("memory://names").steps == steps and 10 < len(steps) < 70
+
+
+def test_a_merge_that_is_there_is_resumed(run: list[Path], memory: Any, tmp_path: Path) -> None:
+    """A job that is started again after its end has nothing to do; another one is refused."""
+    first = trivium.merge(run, "memory://merged/mean", cache_dir=tmp_path / "cache")
+    again = trivium.merge(run, "memory://merged/mean", cache_dir=tmp_path / "cache", resume=True)
+    assert again.recipe == first.recipe and again.resumed == again.tensors == 2 and again.uploaded == 0 and not again.dry_run
+    with pytest.raises(trivium.CheckpointError, match="already holds"):
+        trivium.merge(run, "memory://merged/mean", cache_dir=tmp_path / "cache", method="wma", resume=True)
+    other = trivium.merge(run, "memory://merged/mean", cache_dir=tmp_path / "cache", method="wma", resume=True, overwrite=True)
+    assert other.uploaded > 0 and other.resumed == 0
+
+
 def test_output_is_uploaded_with_the_index_last(run: list[Path], memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trivium.merge(run, tmp_path / "want")
     order: list[str] = []

@@ -17,10 +17,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trivium import _bridge
 from trivium._errors import CheckpointError, TriviumError, Unsupported
 from trivium._files import cache_root, replace
 
@@ -29,23 +31,44 @@ Progress = Callable[[int, int], None]
 # What brings fsspec's drivers that are not in fsspec itself.
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs",
            "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}  # fmt: skip
-# The entry points of a checkpoint, the preferred first; the checkpoint package prefers the same.
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "pytorch_model.bin")
-METADATA = ".metadata"
-ACCELERATE = "pytorch_model_fsdp_0"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-CUT_SHARDS = "shard-*-model-*-of-*.safetensors"
-# Configuration, tokenizer and what tells the step, as the checkpoint package knows them.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "configuration_*.py", "modeling_*.py", "tokenizer*", "tokenization_*.py",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template*",
-    "preprocessor_config.json", "processor_config.json", "trainer_state.json",
-)  # fmt: skip
+# Where the first word of a path is a bucket: it must be there, and folders need not be made.
+BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az")
 # What tells one version of a remote file from the next, where a file system says it.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "oid", "LastModified", "last_modified", "mtime", "created")
 MANIFEST = "staged.json"
 UPLOADED = "uploaded.json"
+RECIPE = "trivium_merge.json"
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How a checkpoint's files are called; the checkpoint package says it."""
+
+    entries: tuple[tuple[str, str], ...]  # single file and index, the preferred first
+    metadata: str
+    ranks: str
+    nested: str
+    cut_shards: str
+    shards: str
+    files: tuple[str, ...]
+    side: tuple[str, ...]
+    trainer: str
+
+    @property
+    def all_entries(self) -> set[str]:
+        return {name for pair in self.entries for name in pair}
+
+    def is_side(self, name: str) -> bool:
+        return any(fnmatchcase(name, p) for p in self.side)
+
+
+@cache
+def _names() -> _Names:
+    known = _bridge.run("checkpoint.names", {}, None)
+    return _Names(
+        tuple((e["single"], e["index"]) for e in known["entries"]), known["metadata"], known["ranks"], known["nested"], known["cutShards"],
+        known["shards"], tuple(known["files"]), tuple(known["side"]), known["trainer"],
+    )  # fmt: skip
 
 
 def is_url(path: str) -> bool:
@@ -61,7 +84,7 @@ def local(path: str) -> str:
     return path
 
 
-def cache(folder: str | os.PathLike[str] | None) -> Path:
+def staging(folder: str | os.PathLike[str] | None) -> Path:
     """Where files are staged: the folder named, or one in the user's cache."""
     if folder is not None:
         return Path(folder)
@@ -158,7 +181,7 @@ class _Checkpoint:
     def find(self) -> list[_File]:
         """List what it consists of."""
         there = _list(self.system, self.folder)
-        side = [f for name, f in there.items() if any(fnmatch(name, p) for p in SIDE_FILES)]
+        side = [f for name, f in there.items() if _names().is_side(name) or name == _names().trainer]
         if self.side_only:
             return side
         if self.file:
@@ -168,19 +191,21 @@ class _Checkpoint:
         return [*self._weights(there), *side]
 
     def _weights(self, there: dict[str, _File]) -> list[_File]:
-        for index, single in zip(INDEXES, SINGLES):
+        names = _names()
+        for single, index in names.entries:
             if index in there:
                 text = json.loads(self.system.cat_file(there[index].path))
-                names = sorted({str(n) for n in text.get("weight_map", {}).values()})
-                if missing := [n for n in names if n not in there]:
+                shards = sorted({str(n) for n in text.get("weight_map", {}).values()})
+                if missing := [n for n in shards if n not in there]:
                     raise CheckpointError(f"{self.url}: {index} names {missing[0]}, which is not there", hint="upload it again")
-                return [there[index], *(there[n] for n in names), *([there[single]] if single in there and single not in names else [])]
+                return [there[index], *(there[n] for n in shards), *([there[single]] if single in there and single not in shards else [])]
             if single in there:
                 return [there[single]]
-        if METADATA not in there and any(f.rpartition("/")[2] == ACCELERATE for f in _folders(self.system, self.folder)):
-            there = _list(self.system, f"{self.folder}/{ACCELERATE}", ACCELERATE + "/")
-        weights = [f for name, f in there.items() if fnmatch(name.rpartition("/")[2], "*.distcp") or name.endswith(METADATA)]
-        weights += [f for name, f in there.items() if fnmatch(name, CUT_SHARDS)]
+        if names.metadata not in there and any(f.rpartition("/")[2] == names.nested for f in _folders(self.system, self.folder)):
+            there = _list(self.system, f"{self.folder}/{names.nested}", names.nested + "/")
+        last = {name: name.rpartition("/")[2] for name in there}
+        weights = [f for name, f in there.items() if fnmatchcase(last[name], names.ranks) or last[name] == names.metadata]
+        weights += [f for name, f in there.items() if fnmatchcase(name, names.cut_shards)]
         if not weights:
             raise CheckpointError(f"{self.url}: holds no checkpoint", hint="name a folder with model.safetensors, an index or .metadata")
         return weights
@@ -247,7 +272,7 @@ def _checkpoint(url: str, where: Path, *, side_only: bool = False) -> _Checkpoin
     system, path = _open(url)
     with _telling(url):
         made = _Checkpoint(url, system, path, _place(url, where), side_only=side_only)
-        if not side_only and path.endswith(WEIGHTS):  # a web server takes folders for files too
+        if not side_only and path.endswith(_names().files):  # a web server takes folders for files too
             made.folder, _, made.file = path.rpartition("/")
         made.files = made.find()
     return made
@@ -279,7 +304,7 @@ def stage(
     CheckpointError
         When there is no room, before the first byte; or when a URL cannot be read.
     """
-    where = cache(folder)
+    where = staging(folder)
     found = [_checkpoint(u, where) for u in dict.fromkeys(urls)] + [_checkpoint(u, where, side_only=True) for u in dict.fromkeys(side) if u not in urls]
     need = sum(f.size for c in found for f in c.missing())
     if need and dry_run:
@@ -324,15 +349,15 @@ def outline(root: str, to: Path) -> dict[str, str]:
     """
     system, path = _open(root)
     scheme = root.partition("://")[0]
-    urls = {}
+    urls, names = {}, _names()
     with _telling(root):
         there = [path] if _entry(system, path) else [f for f in _folders(system, path) if _entry(system, f)]
         for i, folder in enumerate(there):
             likeness = to / str(i) / folder.rpartition("/")[2]
             likeness.mkdir(parents=True)
-            (likeness / "model.safetensors").touch()
-            if system.isfile(f"{folder}/trainer_state.json"):
-                (likeness / "trainer_state.json").write_bytes(system.cat_file(f"{folder}/trainer_state.json"))
+            (likeness / names.entries[0][0]).touch()
+            if system.isfile(f"{folder}/{names.trainer}"):
+                (likeness / names.trainer).write_bytes(system.cat_file(f"{folder}/{names.trainer}"))
             url = root.rstrip("/") if folder == path else str(system.unstrip_protocol(folder))
             urls[str(likeness)] = url if url.startswith(scheme + "://") else f"{scheme}://{folder}"
     return urls
@@ -340,8 +365,15 @@ def outline(root: str, to: Path) -> dict[str, str]:
 
 def _entry(system: Any, folder: str) -> bool:
     """Whether a remote folder is a checkpoint, going by the names of its files."""
-    names = [str(e["name"]).rstrip("/").rpartition("/")[2] for e in system.ls(folder, detail=True)]
-    return any(n in (*INDEXES, *SINGLES, METADATA, ACCELERATE) or fnmatch(n, CUT_SHARDS) for n in names)
+    names = _names()
+
+    def among(folder: str) -> set[str]:
+        return {str(e["name"]).rstrip("/").rpartition("/")[2] for e in system.ls(folder, detail=True)}
+
+    there = among(folder)
+    if there & {*names.all_entries, names.metadata} or any(fnmatchcase(n, names.cut_shards) for n in there):
+        return True
+    return names.nested in there and names.metadata in among(f"{folder}/{names.nested}")
 
 
 class Upload:
@@ -356,7 +388,7 @@ class Upload:
             raise Unsupported(f"{url}: a web server takes no uploads", hint="s3://, gs://, hf://, or a path")
         self.url = url
         self.system, self.remote = _open(url)
-        self.place = _place("out " + url, cache(folder))
+        self.place = _place("out " + url, staging(folder))
         self.here = self.place / self.remote.rpartition("/")[2]
         self.overwrite = overwrite
         self.done: dict[str, list[Any]] = {}
@@ -367,36 +399,56 @@ class Upload:
                 self.done = {}
         elif self.place.exists() and not dry_run:
             shutil.rmtree(self.place)
+        scheme, _, rest = url.partition("://")
+        self.in_bucket = scheme in BUCKETS
         with _telling(url):
+            bucket = rest.partition("/")[0]
+            if self.in_bucket and not self.system.exists(bucket):
+                raise CheckpointError(f"{url}: there is no bucket {bucket}, or it may not be listed", hint="check its name, make it, or check the credentials")
             there = _list(self.system, self.remote) if self.system.isdir(self.remote) else {}
         self.stale = set(there)
-        foreign = sorted(self.stale - set(self.done))
-        if foreign and not overwrite and not self._finished(there):
-            raise CheckpointError(f"{url}: already holds {foreign[0]}", hint="write to an empty folder, or ask for overwriting")
+        foreign = sorted(self.stale - set(self.done)) if not self._merged(there) else []
+        # A whole merge, perhaps the one that is asked for: what its recipe says.
+        self.taken = foreign[0] if foreign and resume and RECIPE in there and self.stale & _names().all_entries else ""
+        if foreign and not overwrite and not self.taken:
+            raise self._holds(foreign[0])
         if not dry_run:
             self.place.mkdir(parents=True, exist_ok=True)
 
-    def _finished(self, there: dict[str, _File]) -> bool:
+    def _holds(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.url}: already holds {name}", hint="write to an empty folder, or ask for overwriting")
+
+    def holds(self, recipe: str) -> bool:
+        """Whether the merge that is there has this recipe, so that a resumed one has nothing to do."""
+        with _telling(self.url):
+            held = json.loads(self.system.cat_file(f"{self.remote}/{RECIPE}")).get("recipe")
+        if held != recipe and not self.overwrite:
+            raise self._holds(self.taken)
+        return bool(held == recipe)
+
+    def _merged(self, there: dict[str, _File]) -> bool:
         """Whether all is there and only the folder here was not removed."""
         return bool(self.done) and self.here.is_dir() and all(p.name in there for p in self.here.iterdir())
 
     def run(self, progress: Progress | None = None) -> int:
         """Copy the merged checkpoint out, its entry point last, and remove it here. Give the bytes copied."""
         files = sorted(p for p in self.here.iterdir() if p.is_file())
-        entries = [p for p in files if p.name in (*INDEXES, *SINGLES)]
-        entry = next((p for p in entries if p.name in INDEXES), entries[0])
+        names = _names()
+        # With an index, a shard may have the name of a single file.
+        entry = next(p for name in (names.entries[0][1], names.entries[0][0]) for p in files if p.name == name)
         total, copied = sum(p.stat().st_size for p in files), 0
         with _telling(self.url):
-            self.system.makedirs(self.remote, exist_ok=True)
-            for name in sorted(self.stale & {*INDEXES, *SINGLES}) if self.overwrite else ():
+            if not self.in_bucket:  # where it would make buckets
+                self.system.makedirs(self.remote, exist_ok=True)
+            for name in sorted(self.stale & names.all_entries) if self.overwrite else ():
                 self.system.rm_file(f"{self.remote}/{name}")  # so that nobody reads a mixture
             for path in [*(p for p in files if p != entry), entry]:
                 copied += self._put(path)
                 if progress is not None:
                     progress(copied, total)
             mine = {p.name for p in files}
-            for name in sorted(self.stale - mine - {*INDEXES, *SINGLES}) if self.overwrite else ():
-                if fnmatch(name, "model-*-of-*.safetensors") or any(fnmatch(name, p) for p in SIDE_FILES):
+            for name in sorted(self.stale - mine - names.all_entries) if self.overwrite else ():
+                if fnmatchcase(name, names.shards) or names.is_side(name):
                     self.system.rm_file(f"{self.remote}/{name}")
         shutil.rmtree(self.place)
         return copied

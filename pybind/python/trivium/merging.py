@@ -219,6 +219,10 @@ def _merge_remote(
     request["sources"] = [staged.paths.get(s, s) for s in sources]
     for key in ("base", "config_from"):
         request[key] = staged.paths.get(request[key], request[key])
+    if upload is not None and upload.taken:
+        planned = _merge_here({**request, "dry_run": True, "resume": False}, ray, timeout, None)
+        if upload.holds(planned.recipe):
+            return replace(planned, sources=sources, out=out, resumed=planned.tensors + len(planned.copied), dry_run=dry_run, downloaded=staged.downloaded)
     report = _merge_here(request, ray, timeout, progress)
     notes, uploaded = staged.notes, 0
     if upload is not None and not dry_run:
