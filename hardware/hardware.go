@@ -233,7 +233,8 @@ type BlockScores struct {
 func (b *BlockScores) Row(i int) []float32 { return b.Score[i*b.KeyBlocks : (i+1)*b.KeyBlocks] }
 
 // RepresentativeScores are sums over the softmax A of the last rows of a query
-// head, at token level (FlexPrefill, arXiv 2502.20766).
+// head, at token level (FlexPrefill, arXiv 2502.20766). Columns and Slashes are the
+// session's, until it is closed.
 type RepresentativeScores struct {
 	Columns []float32 // [key rows] mean over rows of A[:, j]
 	Slashes []float32 // [key rows] sum of A over pairs at distance o, divided by the number of rows

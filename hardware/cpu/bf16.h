@@ -123,6 +123,8 @@ INLINE vf exp2_short(vf x) {
     return vf_scale(y, x);
 }
 
+#define exp2_score exp2_short
+
 static inline float reference_of(float top, float unit);
 
 // The exponentials of a row as bfloat16, and their sum before that rounding.

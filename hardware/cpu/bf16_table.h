@@ -1,36 +1,33 @@
 // The table of an instruction set that multiplies bfloat16: problems that are
-// all bfloat16 are its own, any other the AVX-512 kernels'. Included after
-// tiles.h.
-extern const trivium_kernels trivium_kernels_avx512;
-
+// all bfloat16 are its own, any other those of other_table. Included after tiles.h.
 static int is_bf16(const trivium_problem *p) { return p->dtype == TRIVIUM_BFLOAT16; }
 
 static size_t pack_bytes_any(const trivium_problem *p, int64_t rows) {
-    return is_bf16(p) ? NAME(pack_bytes)(p, rows) : trivium_kernels_avx512.pack_bytes(p, rows);
+    return is_bf16(p) ? NAME(pack_bytes)(p, rows) : other_table(p)->pack_bytes(p, rows);
 }
 static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    is_bf16(p) ? NAME(pack)(p, k, first, rows) : trivium_kernels_avx512.pack(p, k, first, rows);
+    is_bf16(p) ? NAME(pack)(p, k, first, rows) : other_table(p)->pack(p, k, first, rows);
 }
 static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
-    return is_bf16(p) ? NAME(scratch_bytes)(p, keys) : trivium_kernels_avx512.scratch_bytes(p, keys);
+    return is_bf16(p) ? NAME(scratch_bytes)(p, keys) : other_table(p)->scratch_bytes(p, keys);
 }
 static void attend_any(const trivium_attend *a, int32_t count, void *scratch) {
-    is_bf16(a->head->problem) ? NAME(attend)(a, count, scratch) : trivium_kernels_avx512.attend(a, count, scratch);
+    is_bf16(a->head->problem) ? NAME(attend)(a, count, scratch) : other_table(a->head->problem)->attend(a, count, scratch);
 }
 static void representative_any(const trivium_representative *r, void *scratch) {
-    is_bf16(r->head->problem) ? NAME(representative)(r, scratch) : trivium_kernels_avx512.representative(r, scratch);
+    is_bf16(r->head->problem) ? NAME(representative)(r, scratch) : other_table(r->head->problem)->representative(r, scratch);
 }
-static void row_mass_any(const trivium_row_mass *r, void *scratch) {
-    is_bf16(r->head->problem) ? NAME(row_mass)(r, scratch) : trivium_kernels_avx512.row_mass(r, scratch);
+static void row_mass_any(const trivium_row_mass *r, int32_t count, void *scratch) {
+    is_bf16(r->head->problem) ? NAME(row_mass)(r, count, scratch) : other_table(r->head->problem)->row_mass(r, count, scratch);
 }
 static void square_mass_any(const trivium_square_mass *s, void *scratch) {
-    is_bf16(s->part->problem) ? NAME(square_mass)(s, scratch) : trivium_kernels_avx512.square_mass(s, scratch);
+    is_bf16(s->part->problem) ? NAME(square_mass)(s, scratch) : other_table(s->part->problem)->square_mass(s, scratch);
 }
 static void column_score_any(const trivium_column_score *s, void *scratch) {
-    is_bf16(s->head->problem) ? NAME(column_score)(s, scratch) : trivium_kernels_avx512.column_score(s, scratch);
+    is_bf16(s->head->problem) ? NAME(column_score)(s, scratch) : other_table(s->head->problem)->column_score(s, scratch);
 }
 static void rest_any(const trivium_rest *r, void *scratch) {
-    is_bf16(r->head->problem) ? NAME(rest)(r, scratch) : trivium_kernels_avx512.rest(r, scratch);
+    is_bf16(r->head->problem) ? NAME(rest)(r, scratch) : other_table(r->head->problem)->rest(r, scratch);
 }
 
 #define BF16_TABLE(isa, order)                     \
@@ -47,5 +44,6 @@ static void rest_any(const trivium_rest *r, void *scratch) {
         .square_mass = square_mass_any,            \
         .column_score = column_score_any,          \
         .rest = rest_any,                          \
+        .scored_apart = SCORED_APART,              \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -61,7 +61,7 @@ func testBlockScores(t *testing.T, run func(s hardware.Session, c *randomCase, s
 			for block := 0; block < blocks; block += max(1, blocks/4) {
 				want := define(c, slot/heads, slot%heads, stride, size, block)
 				for isa, got := range results {
-					compareScores(t, isa, got[slot].Row(block), want, c.budget(isa), errors)
+					compareScores(t, isa, got[slot].Row(block), want, c.scored(isa), errors)
 				}
 			}
 		}

@@ -55,6 +55,7 @@ static void load_floats(float *to, const trivium_matrix *m, int64_t row) {
     for (; i < n; i++) to[i] = (float)load_number(from, m->dtype, i);
 }
 
+#ifndef SCORES_ONLY
 // Stores a row times scale.
 static void store_floats(const trivium_matrix *m, int64_t row, const float *from, float scale) {
     int n = m->cols, i = 0;
@@ -72,6 +73,7 @@ static void store_floats(const trivium_matrix *m, int64_t row, const float *from
         for (; i + LANES <= n; i += LANES) vf_store_f16(to + i, vf_mul(vf_load(from + i), factor));
     for (; i < n; i++) store_number(to, m->dtype, i, from[i] * scale);
 }
+#endif
 
 static void rotate_floats(float *x, const trivium_problem *p, const trivium_rotation *r, int64_t row) {
     if (!r->table) return;

@@ -26,37 +26,7 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 
 // --- products ---
 
-static const struct __attribute__((packed)) {
-    uint8_t palette, start, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} all_tiles = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-
-#define BEGIN_PRODUCTS() _tile_loadconfig(&all_tiles)
-#define END_PRODUCTS() _tile_release()
-
-// The compiler does not know that tile instructions read and write memory.
-#define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
-
-// Tiles 0 - 3 are the sums of c[32, 32]; stride in bytes.
-INLINE void zero_2_2(void) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-INLINE void load_2_2(const float *c, long stride) {
-    _tile_loadd(0, c, stride);
-    _tile_loadd(1, c + 16, stride);
-    _tile_loadd(2, c + 4 * stride, stride);
-    _tile_loadd(3, c + 4 * stride + 16, stride);
-}
-INLINE void store_2_2(float *c, long stride) {
-    _tile_stored(0, c, stride);
-    _tile_stored(1, c + 16, stride);
-    _tile_stored(2, c + 4 * stride, stride);
-    _tile_stored(3, c + 4 * stride + 16, stride);
-}
+#include "amx.h"
 
 // c[32, 32] (+)= a[32, 32 steps] . b, two panels that lie `panel` elements apart;
 // a_stride and c_stride in bytes. Tiles 0 - 3 are the sums, 4 and 5 rows of a, 6 and 7 of b.
@@ -158,6 +128,15 @@ static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k
 
 
 #include "tiles.h"
+
+// Problems that are not bfloat16: those without values are only scored, which
+// halves of bfloat16 do several times as fast.
+extern const trivium_kernels trivium_kernels_amxhalves, trivium_kernels_avx512;
+static const trivium_kernels *other_table(const trivium_problem *p) {
+    return p->value_dim ? &trivium_kernels_avx512 : &trivium_kernels_amxhalves;
+}
+static int scored_apart_amx(const trivium_problem *p) { return p->dtype != TRIVIUM_BFLOAT16 && p->value_dim; }
+#define SCORED_APART scored_apart_amx
 #include "bf16_table.h"
 
 // The system gives a process the tiles' registers when it asks for them.

@@ -87,6 +87,10 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
 #define prefetch_keys(p, k, k0, keys, part, parts) ((void)0)
 
 #include "tiles.h"
+
+extern const trivium_kernels trivium_kernels_avx512;
+static const trivium_kernels *other_table(const trivium_problem *p) { return (void)p, &trivium_kernels_avx512; }
+#define SCORED_APART NULL
 #include "bf16_table.h"
 
 static int supported_avx512bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }

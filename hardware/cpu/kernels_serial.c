@@ -172,7 +172,7 @@ static void representative_serial(const trivium_representative *r, void *scratch
     }
 }
 
-static void row_mass_serial(const trivium_row_mass *r, void *scratch) {
+static void row_mass_head(const trivium_row_mass *r, void *scratch) {
     const trivium_head *h = r->head;
     int64_t keys = h->keys->key.rows, blocks = (keys + r->block_size - 1) / r->block_size;
     scored_row s = scored_row_in(scratch, h->problem, keys);
@@ -188,6 +188,10 @@ static void row_mass_serial(const trivium_row_mass *r, void *scratch) {
             mass[b] = (float)sum;
         }
     }
+}
+
+static void row_mass_serial(const trivium_row_mass *r, int32_t count, void *scratch) {
+    for (; count > 0; count--) row_mass_head(r++, scratch);
 }
 
 static double square_score(const trivium_square_mass *c, int64_t m, int64_t n) {

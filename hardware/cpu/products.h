@@ -159,6 +159,7 @@ static void multiply_values(const float *weight, int rows, const int *limit, con
 
 // The exponentials of a row take the place of its scores.
 #define weights(weight, score, keys, top, unit) ((void)(weight), exponentials(score, keys, top, unit))
+#define exp2_score exp2_below_one
 #define keep_weights(weight, score, keys, top, unit) exponentials_to(weight, score, keys, top, unit)
 #define kept_weights(weight) vf_load(weight)
 // The machine foresees what float32 products will want soon enough.

@@ -18,63 +18,63 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 	if rows < 1 {
 		return nil, fmt.Errorf("cpu: %d representative rows: want at least 1", rows)
 	}
-	type group struct{ result, sequence, head, row, rows int }
+	type part struct{ result, sequence, head, row, rows, floats int } // floats: where its columns and slashes are
 	var results []hardware.RepresentativeScores
-	var groups []group
+	var parts []part
+	heads := len(s.request.Sequences[0].Query)
+	first := []int{0} // part of each result
 	floats := 0
 	for i := range s.request.Sequences {
 		q := &s.request.Sequences[i]
 		n, keys := min(rows, q.Query[0].Rows), q.Key[0].Rows
+		sums, err := array[float32](&s.memory, len(q.Query)*2*keys)
+		if err != nil {
+			return nil, err
+		}
 		for h := range q.Query {
-			results = append(results, hardware.RepresentativeScores{
-				Columns: make([]float32, keys), Slashes: make([]float32, keys), LSE: make([]float32, n), Rows: n,
-			})
+			r := hardware.RepresentativeScores{Columns: sums[:keys:keys], Slashes: sums[keys : 2*keys : 2*keys], LSE: make([]float32, n), Rows: n}
+			sums = sums[2*keys:]
 			for row := 0; row < n; row += C.TRIVIUM_REPRESENTATIVE_ROWS {
-				groups = append(groups, group{len(results) - 1, i, h, row, min(C.TRIVIUM_REPRESENTATIVE_ROWS, n-row)})
+				parts = append(parts, part{len(results), i, h, row, min(C.TRIVIUM_REPRESENTATIVE_ROWS, n-row), floats})
 				floats += 2 * keys
 			}
+			results, first = append(results, r), append(first, len(parts))
 		}
 	}
-	var sums memory
-	defer sums.free()
-	data, err := sums.alloc(C.size_t(floats) * C.sizeof_float)
+	var memory memory
+	defer memory.free()
+	data, err := memory.alloc(C.size_t(floats) * C.sizeof_float)
 	if err != nil {
 		return nil, err
 	}
-	parts := unsafe.Slice((*float32)(data), floats)
-	offsets := make([]int, len(groups)+1)
-	for i, g := range groups {
-		offsets[i+1] = offsets[i] + 2*len(results[g.result].Columns)
+	sums := unsafe.Slice((*float32)(data), floats)
+	d, err := s.scorer(rows * heads * len(s.request.Sequences))
+	if err != nil {
+		return nil, err
 	}
-	if err := s.scored(ctx, len(groups), func(worker, i int, pinned *runtime.Pinner) {
-		g, r := &groups[i], &results[groups[i].result]
-		lse := r.LSE[g.row : g.row+g.rows]
+	if err := d.scored(ctx, len(parts), func(worker, i int, pinned *runtime.Pinner) {
+		p := &parts[i]
+		r := &results[p.result]
+		lse := r.LSE[p.row : p.row+p.rows]
 		pinned.Pin(&lse[0])
 		call := C.trivium_representative{
-			head: &s.heads[g.sequence][g.head], rows: C.int64_t(g.rows),
-			row: C.int64_t(s.request.Sequences[g.sequence].Query[0].Rows - r.Rows + g.row),
+			head: &d.heads[p.sequence][p.head], rows: C.int64_t(p.rows),
+			row: C.int64_t(s.request.Sequences[p.sequence].Query[0].Rows - r.Rows + p.row),
 			lse: (*C.float)(unsafe.Pointer(&lse[0])),
 		}
 		if keys := len(r.Columns); keys > 0 {
-			call.columns = (*C.float)(unsafe.Pointer(&parts[offsets[i]]))
-			call.slashes = (*C.float)(unsafe.Pointer(&parts[offsets[i]+keys]))
+			call.columns = (*C.float)(unsafe.Pointer(&sums[p.floats]))
+			call.slashes = (*C.float)(unsafe.Pointer(&sums[p.floats+keys]))
 		}
-		C.trivium_run_representative(s.kernels, &call, s.scratch[worker])
+		C.trivium_run_representative(d.kernels, &call, d.scratch[worker])
 	}); err != nil {
 		return nil, err
 	}
-	first := make([]int, len(results)+1) // group of each result
-	for _, g := range groups {
-		first[g.result+1]++
-	}
-	for i := range results {
-		first[i+1] += first[i]
-	}
 	err = forEach(ctx, threadCount(s.request.Threads, len(results)), len(results), func(_, i int) {
 		r := &results[i]
-		for g := first[i]; g < first[i+1]; g++ {
-			addMean(r.Columns, parts[offsets[g]:], r.Rows)
-			addMean(r.Slashes, parts[offsets[g]+len(r.Columns):], r.Rows)
+		for _, p := range parts[first[i]:first[i+1]] {
+			addMean(r.Columns, sums[p.floats:], r.Rows)
+			addMean(r.Slashes, sums[p.floats+len(r.Columns):], r.Rows)
 		}
 	})
 	if err != nil {
@@ -85,47 +85,96 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 
 func addMean(to, from []float32, n int) {
 	scale := 1 / float32(n)
-	for i, x := range from[:len(to)] {
+	from = from[:len(to)]
+	for i, x := range from {
 		to[i] += x * scale
 	}
+}
+
+// groups puts those of n calls together that share keys, so that keys come from
+// memory once for all of them, as far as enough are left to keep threads busy. A
+// call gives the same bytes in any company.
+func (s *session) groups(n int, share func(a, b int) bool) [][]int {
+	const each = 2 // groups that a thread should find, so that none waits long for the last
+	most := max(1, min(C.TRIVIUM_GROUP_HEADS, n/(each*threadCount(s.request.Threads, n))))
+	var groups [][]int
+	taken := make([]bool, n)
+	for a := range n {
+		if taken[a] {
+			continue
+		}
+		group := []int{a}
+		for b := a + 1; b < n && len(group) < most; b++ {
+			if !taken[b] && share(a, b) {
+				group, taken[b] = append(group, b), true
+			}
+		}
+		groups = append(groups, group)
+	}
+	return groups
+}
+
+// sameKeys says whether two query heads have one kv head.
+func (s *session) sameKeys(a, b int) bool {
+	group := len(s.request.Sequences[0].Query) / len(s.request.Sequences[0].Key)
+	return a/group == b/group
 }
 
 func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize int) ([]hardware.RowMass, error) {
 	if blockSize < 16 || blockSize%16 != 0 {
 		return nil, fmt.Errorf("cpu: block size %d: want a multiple of 16", blockSize)
 	}
-	type group struct{ set, first, rows int }
+	type part struct{ set, first, rows int }
 	results := make([]hardware.RowMass, len(sets))
 	orders := make([][]int32, 2*len(sets)) // rows in rising order, and the places of their results
-	var groups []group
+	var parts []part
+	total := 0
 	for i, set := range sets {
 		if err := s.checkRows(set); err != nil {
 			return nil, err
 		}
-		orders[2*i], orders[2*i+1] = sortedRows(set.Rows)
+		if i > 0 && slices.Equal(set.Rows, sets[i-1].Rows) {
+			orders[2*i], orders[2*i+1] = orders[2*i-2], orders[2*i-1]
+		} else {
+			orders[2*i], orders[2*i+1] = sortedRows(set.Rows)
+		}
+		total += len(set.Rows)
 		blocks := (s.request.Sequences[set.Sequence].Key[0].Rows + blockSize - 1) / blockSize
 		results[i] = hardware.RowMass{Mass: make([]float32, len(set.Rows)*blocks), LSE: make([]float32, len(set.Rows))}
 		for first := 0; first < len(set.Rows); first += C.TRIVIUM_QUERY_ROWS {
-			groups = append(groups, group{i, first, min(C.TRIVIUM_QUERY_ROWS, len(set.Rows)-first)})
+			parts = append(parts, part{i, first, min(C.TRIVIUM_QUERY_ROWS, len(set.Rows)-first)})
 		}
 	}
-	slices.Reverse(groups) // later rows see more keys
-	err := s.scored(ctx, len(groups), func(worker, i int, pinned *runtime.Pinner) {
-		g, r := &groups[i], &results[groups[i].set]
-		row, place := &orders[2*g.set][g.first], &orders[2*g.set+1][g.first]
-		pinned.Pin(row)
-		pinned.Pin(place)
-		pinned.Pin(&r.LSE[0])
-		call := C.trivium_row_mass{
-			head: &s.heads[sets[g.set].Sequence][sets[g.set].Head], block_size: C.int64_t(blockSize), rows: C.int64_t(g.rows),
-			row: (*C.int32_t)(unsafe.Pointer(row)), place: (*C.int32_t)(unsafe.Pointer(place)),
-			lse: (*C.float)(unsafe.Pointer(&r.LSE[0])),
+	groups := s.groups(len(parts), func(a, b int) bool {
+		x, y := &sets[parts[a].set], &sets[parts[b].set]
+		return parts[a].first == parts[b].first && x.Sequence == y.Sequence && s.sameKeys(x.Head, y.Head) &&
+			&orders[2*parts[a].set][0] == &orders[2*parts[b].set][0]
+	})
+	slices.SortStableFunc(groups, func(a, b []int) int { return cmp.Compare(parts[b[0]].first, parts[a[0]].first) }) // later rows see more keys
+	d, err := s.scorer(total)
+	if err != nil {
+		return nil, err
+	}
+	err = d.scored(ctx, len(groups), func(worker, i int, pinned *runtime.Pinner) {
+		var calls [C.TRIVIUM_GROUP_HEADS]C.trivium_row_mass
+		for j, at := range groups[i] {
+			p := &parts[at]
+			r, set := &results[p.set], &sets[p.set]
+			row, place := &orders[2*p.set][p.first], &orders[2*p.set+1][p.first]
+			pinned.Pin(row)
+			pinned.Pin(place)
+			pinned.Pin(&r.LSE[0])
+			calls[j] = C.trivium_row_mass{
+				head: &d.heads[set.Sequence][set.Head], block_size: C.int64_t(blockSize), rows: C.int64_t(p.rows),
+				row: (*C.int32_t)(unsafe.Pointer(row)), place: (*C.int32_t)(unsafe.Pointer(place)),
+				lse: (*C.float)(unsafe.Pointer(&r.LSE[0])),
+			}
+			if len(r.Mass) > 0 {
+				pinned.Pin(&r.Mass[0])
+				calls[j].mass = (*C.float)(unsafe.Pointer(&r.Mass[0]))
+			}
 		}
-		if len(r.Mass) > 0 {
-			pinned.Pin(&r.Mass[0])
-			call.mass = (*C.float)(unsafe.Pointer(&r.Mass[0]))
-		}
-		C.trivium_run_row_mass(s.kernels, &call, s.scratch[worker])
+		C.trivium_run_row_mass(d.kernels, &calls[0], C.int32_t(len(groups[i])), d.scratch[worker])
 	})
 	if err != nil {
 		return nil, err

@@ -27,13 +27,13 @@ func TestRepresentativeAgainstDefinition(t *testing.T) {
 		for isa, b := range backends(t) {
 			s := c.prepare(t, b)
 			results, err := s.Representative(context.Background(), rows)
-			s.Close()
 			if err != nil {
 				t.Fatal(c, err)
 			}
 			for k := range results {
-				errors.add(isa, compareRepresentative(t, isa, results[k], want[k], c.budget(isa)))
+				errors.add(isa, compareRepresentative(t, isa, results[k], want[k], c.scored(isa)))
 			}
+			s.Close()
 		}
 		if t.Failed() {
 			t.Fatal(c)
@@ -120,9 +120,9 @@ func TestRowMassAgainstDefinition(t *testing.T) {
 			}
 			for _, w := range want {
 				got, k := results[w.set], w.place
-				errors.add(isa, compareLSE(t, isa, got.LSE[k], w.lse, c.budget(isa)))
+				errors.add(isa, compareLSE(t, isa, got.LSE[k], w.lse, c.scored(isa)))
 				for j := range w.mass {
-					errors.add(isa, compareProbability(t, isa+" block", j, float64(got.Mass[k*len(w.mass)+j]), w.mass[j], c.budget(isa)))
+					errors.add(isa, compareProbability(t, isa+" block", j, float64(got.Mass[k*len(w.mass)+j]), w.mass[j], c.scored(isa)))
 				}
 			}
 		}

@@ -24,6 +24,7 @@ type session struct {
 	heads   [][]C.trivium_head // for each sequence and query head
 	keys    [][]C.trivium_keys // for each sequence and kv head
 	scratch []unsafe.Pointer   // for each thread
+	apart   *session           // the same without values; nil: not made
 	memory  memory
 	pinned  runtime.Pinner
 }
@@ -197,6 +198,9 @@ func (s *session) matrix(m hardware.Matrix) C.trivium_matrix {
 
 // Close releases the session's memory.
 func (s *session) Close() {
+	if s.apart != nil {
+		s.apart.Close()
+	}
 	s.pinned.Unpin()
 	s.memory.free()
 	s.keys, s.heads, s.scratch = nil, nil, nil

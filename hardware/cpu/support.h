@@ -27,12 +27,13 @@ void trivium_merge(const trivium_attend *a, int64_t parts);
 
 // Calls through the table, which Go cannot make.
 static inline int trivium_supported(const trivium_kernels *k) { return k->supported(); }
+static inline int trivium_scored_apart(const trivium_kernels *k, const trivium_problem *p) { return k->scored_apart && k->scored_apart(p); }
 static inline size_t trivium_pack_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t rows) { return k->pack_bytes(p, rows); }
 static inline size_t trivium_scratch_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t keys) { return k->scratch_bytes(p, keys); }
 static inline void trivium_pack(const trivium_kernels *k, const trivium_problem *p, const trivium_keys *keys, int64_t first, int64_t rows) { k->pack(p, keys, first, rows); }
 static inline void trivium_run_attend(const trivium_kernels *k, const trivium_attend *a, int32_t count, void *scratch) { k->attend(a, count, scratch); }
 static inline void trivium_run_representative(const trivium_kernels *k, const trivium_representative *r, void *scratch) { k->representative(r, scratch); }
-static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, void *scratch) { k->row_mass(r, scratch); }
+static inline void trivium_run_row_mass(const trivium_kernels *k, const trivium_row_mass *r, int32_t count, void *scratch) { k->row_mass(r, count, scratch); }
 static inline void trivium_run_square_mass(const trivium_kernels *k, const trivium_square_mass *s, void *scratch) { k->square_mass(s, scratch); }
 static inline void trivium_run_column_score(const trivium_kernels *k, const trivium_column_score *s, void *scratch) { k->column_score(s, scratch); }
 static inline void trivium_run_rest(const trivium_kernels *k, const trivium_rest *r, void *scratch) { k->rest(r, scratch); }

@@ -208,7 +208,7 @@ INLINE vf exponentials_to(float *to, const float *score, int keys, float top, fl
 
 INLINE vf sum_exponentials(const float *score, int keys, float top, float unit) {
     vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0);
-    for (int j = 0; j < keys; j += LANES) sum = vf_add(sum, exponential(vf_load(score + j), factor, reference));
+    for (int j = 0; j < keys; j += LANES) sum = vf_add(sum, exp2_score(vf_fma(vf_load(score + j), factor, reference)));
     return sum;
 }
 
@@ -221,13 +221,15 @@ static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t 
     for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk(p, k, first + at, min_i64(TILE, rows - at));
 }
 
+#ifndef SCORES_ONLY
 #include "attend.h"
+#endif
 #include "representative.h"
 #include "rowmass.h"
 #include "blockscores.h"
 
 static size_t NAME(scratch_bytes)(const trivium_problem *p, int64_t keys) {
     int64_t attend = (int64_t)TILE * (value_panels(p) * PANEL + LANES) + (int64_t)NAME(pack_bytes)(p, TILE) / 4 + 16;
-    int64_t mass = (keys + 15) / 16 * TILE;
-    return sizeof(float) * (size_t)(tile_floats(p) + max_i64(attend, max_i64(mass, representative_floats(keys))));
+    int64_t group = TRIVIUM_GROUP_HEADS * (tile_floats(p) + row_mass_floats(keys));
+    return sizeof(float) * (size_t)max_i64(group, tile_floats(p) + max_i64(attend, representative_floats(keys)));
 }

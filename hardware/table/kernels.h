@@ -20,6 +20,8 @@ enum { TRIVIUM_FLOAT32, TRIVIUM_BFLOAT16, TRIVIUM_FLOAT16, TRIVIUM_FLOAT64, TRIV
 // float16, fill a second-level cache, and two such calls keep more threads busy
 // than heads. Fewer rows read keys more often.
 #define TRIVIUM_REPRESENTATIVE_ROWS 64
+// The most calls of row_mass at once.
+#define TRIVIUM_GROUP_HEADS 4
 
 // Rows of one head: row r starts stride*r elements after data, columns are contiguous.
 typedef struct {
@@ -288,7 +290,9 @@ typedef struct trivium_kernels {
     // TRIVIUM_QUERY_ROWS rows in all: the heads of a group.
     void (*attend)(const trivium_attend *, int32_t count, void *scratch);
     void (*representative)(const trivium_representative *, void *scratch);
-    void (*row_mass)(const trivium_row_mass *, void *scratch);
+    // Several calls at once, up to TRIVIUM_GROUP_HEADS, are heads of a group: they
+    // share keys, and differ in heads and results alone.
+    void (*row_mass)(const trivium_row_mass *, int32_t count, void *scratch);
     void (*pool)(const trivium_pool *);
     // Scratch of sum_bytes.
     void (*weighted_sum)(const trivium_sum *, void *scratch);
@@ -306,6 +310,9 @@ typedef struct trivium_kernels {
     void (*variances)(const trivium_variances *, void *scratch);
     void (*squares)(const trivium_squares *, void *scratch);
     void (*majority)(const trivium_majority *, void *scratch);
+    // Whether a problem is scored faster by the same one without values, whose keys
+    // are packed in another way; NULL: never.
+    int (*scored_apart)(const trivium_problem *);
     // Beside pool: product[i*keys + j] = row i of a, [rows, dim], times row j of b, [keys, dim].
     void (*dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product);
 } trivium_kernels;

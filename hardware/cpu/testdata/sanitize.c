@@ -112,7 +112,9 @@ static double *run(shape *s, const trivium_kernels *k, int *count) {
     for (int j = 0; j < keys; j++) *to++ = columns[j];
     for (int j = 0; j < keys; j++) *to++ = slashes[j];
     trivium_row_mass m = {&s->head, row, place, rows, s->block_size, mass, mass_lse};
-    k->row_mass(&m, scratch);
+    trivium_row_mass more = {&s->head, row, place, rows, s->block_size, exactly(sizeof(float) * rows * s->blocks), exactly(4 * rows)};
+    k->row_mass((trivium_row_mass[]){more, m}, 2, scratch);
+    free(more.mass), free(more.lse);
     for (int i = 0; i < rows * s->blocks; i++) *to++ = mass[i];
     free(s->keys.packed), free(scratch), free(lse), free(columns), free(slashes), free(mass), free(mass_lse), free(row), free(place);
     return all;
