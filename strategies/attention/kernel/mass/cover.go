@@ -40,7 +40,7 @@ func descend(values []float32, fits func(count int, sum float64) bool) (cut floa
 	room := make([]bucket, 1<<12)
 	for _, shift := range [...]int{20, 8, 0} {
 		buckets := room[:1<<(known-shift)]
-		fill(buckets, values, prefix, known, shift)
+		fill(buckets, values, shift)
 		at := len(buckets) - 1
 		for at >= 0 && fits(count+buckets[at].count, sum+buckets[at].sum) {
 			count, sum = count+buckets[at].count, sum+buckets[at].sum
@@ -50,6 +50,7 @@ func descend(values []float32, fits func(count int, sum float64) bool) (cut floa
 			return -1, count, sum
 		}
 		prefix, known = prefix|uint32(at)<<shift, shift
+		values = beginning(make([]float32, 0, buckets[at].count), values, prefix, known)
 	}
 	return math.Float32frombits(prefix), count, sum
 }
@@ -60,18 +61,25 @@ type bucket struct {
 	count int
 }
 
-// fill counts and sums the values whose bits from known on are those of
-// prefix, by their bits from shift to known.
-func fill(buckets []bucket, values []float32, prefix uint32, known, shift int) {
+// fill counts and sums the values by their bits from shift on, which number the
+// buckets.
+func fill(buckets []bucket, values []float32, shift int) {
 	clear(buckets)
 	mask := uint32(len(buckets) - 1)
 	for _, v := range values {
-		bits := math.Float32bits(v)
-		if uint64(bits)>>known != uint64(prefix)>>known {
-			continue
-		}
-		b := &buckets[bits>>shift&mask]
+		b := &buckets[math.Float32bits(v)>>shift&mask]
 		b.count++
 		b.sum += float64(v)
 	}
+}
+
+// beginning appends the values whose bits from known on are those of prefix: few,
+// so that the next bits are looked up fast.
+func beginning(to, values []float32, prefix uint32, known int) []float32 {
+	for _, v := range values {
+		if math.Float32bits(v)>>known == prefix>>known {
+			to = append(to, v)
+		}
+	}
+	return to
 }
