@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"github.com/trivium-ml/trivium/core"
 	"github.com/trivium-ml/trivium/hardware"
@@ -53,7 +54,10 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 			return nil
 		}
 		forced := h.Count()
+		room := rooms.Get().(*promise.Room)
+		defer rooms.Put(room)
 		rule := samples[slot].head(h, masses[slot].Mass)
+		rule.Room = room
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
 		rule.Similarity = c.Similarity(c.QueryMeans(h.Sequence, blockSize, queries[slot]),
 			c.KeyMeans(h.Sequence, blockSize, keys[c.KeySlot(h.Sequence, h.Head)]), h.Visible)
@@ -61,6 +65,9 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		return nil
 	})
 }
+
+// rooms are the memory of rules, for the next head or call.
+var rooms = sync.Pool{New: func() any { return &promise.Room{} }}
 
 // rowMass asks for the sets that have rows; the others get an empty result.
 func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize int) ([]hardware.RowMass, error) {
@@ -86,9 +93,10 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 func (h *Head) keep(r *promise.Result, kept int64) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
+		bits := h.bits[row*h.words : (row+1)*h.words]
 		for j := low; j < high; j++ {
 			if r.Keep(row, j) {
-				h.Keep(row, j)
+				bits[j/64] |= 1 << (j % 64)
 			}
 		}
 	}
@@ -117,6 +125,10 @@ func (c *Call) sample(grid []core.BlockExtent, blockSize int) []sample {
 		sequence := &c.Problem.Sequences[s]
 		rows, keys := sequence.Query[head].Rows, sequence.Key[0].Rows
 		if rows < 2 || keys == 0 {
+			continue
+		}
+		if head > 0 && c.KeySlot(s, head) == c.KeySlot(s, head-1) {
+			samples[slot] = samples[slot-1]
 			continue
 		}
 		draw := drawing{seed: uint64(c.Request.Seed), stream: uint64(head * len(sequence.Key) / c.Heads), offset: sequence.Offset, rows: rows, block: blockSize}

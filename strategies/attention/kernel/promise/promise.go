@@ -28,6 +28,9 @@ type Head struct {
 	Score                  []Probe     // rank the tiles; by query block
 	Check                  []Probe     // decide; nil: each scoring probe decides over the ranks that the others made
 	Similarity             [][]float32 // for each query block, its mean query times mean keys, scaled
+	Room                   *Room       // nil: the head's own
+
+	forced []uint8 // levels of the forced tiles alone
 }
 
 // Result is the tiles to keep: Keep tells of each, and what is promised of them.
@@ -38,12 +41,15 @@ type Result struct {
 	stop        int
 }
 
-// Keep says whether a tile belongs to the result, forced ones aside.
+// Keep says whether a tile belongs to the result, as forced ones do.
 func (r *Result) Keep(row, column int) bool { return r.ranks.at(row, column) >= r.stop }
 
 // Find applies the rule. A head in which no threshold holds the promise keeps
 // everything.
 func (h *Head) Find() *Result {
+	h.room().numbers.empty()
+	h.room().levels.empty()
+	h.forced = nil
 	pool := h.pool()
 	if h.Check == nil {
 		return h.crossCheck(pool)
@@ -56,13 +62,13 @@ func (h *Head) Find() *Result {
 	return probed
 }
 
-// cost is the number of tiles that a result keeps.
+// cost is the number of tiles that a result keeps, the forced ones among them.
 func (h *Head) cost(r *Result) int {
 	kept := 0
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		for j := low; j < high; j++ {
-			if h.Kept(row, j) || r.Keep(row, j) {
+		for _, level := range r.ranks.level[row*h.KeyBlocks+low:][:high-low] {
+			if int(level) >= r.stop {
 				kept++
 			}
 		}
@@ -106,8 +112,9 @@ func (h *Head) crossCheck(pool []float32) *Result {
 	return h.stop(h.Score, func(i int) ranks { return rest[left[i]] }, h.rankSums(h.join(first, second), pool))
 }
 
-// curve has a number for each threshold, and one for forced tiles.
-type curve [always + 1]float64
+// curve has a number for each threshold, one for forced tiles, and some that no
+// level has.
+type curve [1 << 8]float64
 
 // row is the levels and the mass of what a probe sees.
 func (h *Head) row(p Probe, r ranks) (level []uint8, mass []float32) {
@@ -136,12 +143,20 @@ func (h *Head) stop(probes []Probe, judge func(i int) ranks, r ranks) *Result {
 
 // means is the mean coverage at each threshold; it falls with the level.
 func (h *Head) means(probes []Probe, judge func(i int) ranks) curve {
-	var c curve
+	var c, odd curve // two, so that neighbours of one level do not wait for each other
 	for i, p := range probes {
 		level, mass := h.row(p, judge(i))
+		mass = mass[:len(level)]
+		for ; len(level) >= 2; level, mass = level[2:], mass[2:] {
+			c[level[0]] += float64(mass[0])
+			odd[level[1]] += float64(mass[1])
+		}
 		for j, l := range level {
 			c[l] += float64(mass[j])
 		}
+	}
+	for l := range c {
+		c[l] += odd[l]
 	}
 	sum := 0.0
 	for l := always; l >= 0; l-- {
@@ -179,9 +194,10 @@ func (h *Head) bounds(probes []Probe, judge func(i int) ranks, mean curve, first
 		level, mass := h.row(p, judge(i))
 		sum := 0.0
 		for j, l := range level {
-			if int(l) > last {
+			switch {
+			case int(l) > last:
 				sum += float64(mass[j])
-			} else {
+			case int(l) >= first: // what is below is kept at none of them
 				at[l] += float64(mass[j])
 			}
 		}

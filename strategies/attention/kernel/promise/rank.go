@@ -59,23 +59,32 @@ const always = levels + 1
 
 // newRanks has the forced tiles in place.
 func (h *Head) newRanks() ranks {
-	r := ranks{columns: h.KeyBlocks, level: make([]uint8, h.QueryBlocks*h.KeyBlocks)}
-	for row := range h.QueryBlocks {
-		low, high := h.Visible(row)
-		for j := low; j < high; j++ {
-			if h.Kept(row, j) {
-				r.level[row*h.KeyBlocks+j] = always
+	n := h.QueryBlocks * h.KeyBlocks
+	if h.forced == nil {
+		h.forced = h.bytes(n)
+		for row := range h.QueryBlocks {
+			low, high := h.Visible(row)
+			for j := low; j < high; j++ {
+				if h.Kept(row, j) {
+					h.forced[row*h.KeyBlocks+j] = always
+				}
 			}
 		}
 	}
+	r := ranks{columns: h.KeyBlocks, level: h.bytes(n)}
+	copy(r.level, h.forced)
 	return r
 }
 
 func (h *Head) rankBy(score []float32) ranks {
 	r := h.newRanks()
-	for i, s := range score {
-		if r.level[i] != always {
-			r.level[i] = levelOf(s)
+	for row := range h.QueryBlocks {
+		low, high := h.Visible(row)
+		level := r.level[row*h.KeyBlocks+low:][:high-low]
+		for j, s := range score[row*h.KeyBlocks+low:][:len(level)] {
+			if level[j] != always {
+				level[j] = levelOf(s)
+			}
 		}
 	}
 	return r
@@ -83,7 +92,7 @@ func (h *Head) rankBy(score []float32) ranks {
 
 // pool is the probability of each tile by block means alone.
 func (h *Head) pool() []float32 {
-	pool := make([]float32, h.QueryBlocks*h.KeyBlocks)
+	pool := h.floats(h.QueryBlocks * h.KeyBlocks)
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
 		similarity := h.Similarity[row][low:high]
@@ -161,7 +170,7 @@ type sums struct {
 
 func (h *Head) newSums() sums {
 	n := h.QueryBlocks * h.KeyBlocks
-	all := make([]float32, 3*n+h.QueryBlocks)
+	all := h.floats(3*n + h.QueryBlocks)
 	return sums{mass: all[:n:n], vertical: all[n : 2*n : 2*n], weight: all[2*n : 3*n : 3*n], count: all[3*n:]}
 }
 
@@ -199,27 +208,66 @@ func add(to, a, b []float32) {
 // see, with Gaussian weights.
 func (h *Head) spread(s *sums) {
 	for row := range h.QueryBlocks {
-		first, last := max(0, row-reach), min(h.QueryBlocks-1, row+reach)
 		low, high := h.Visible(row)
-		for other := first; other <= last; other++ {
+		vertical, weight := s.vertical[row*h.KeyBlocks:][:high], s.weight[row*h.KeyBlocks:][:high]
+		var near nearby
+		all, from, to := float32(0), low, high // what all around see
+		for other := max(0, row-reach); other <= min(h.QueryBlocks-1, row+reach); other++ {
 			if s.count[other] == 0 {
 				continue
 			}
-			from, to := h.Visible(other)
-			if from, to = max(from, low), min(to, high); from >= to {
-				continue
-			}
 			w := gaussian[other-row+reach]
-			n := to - from
-			vertical, weight := s.vertical[row*h.KeyBlocks+from:][:n], s.weight[row*h.KeyBlocks+from:][:n]
-			for j, m := range s.mass[other*h.KeyBlocks+from:][:n] {
-				vertical[j] += w * m
+			near.add(vertical[low:], s.mass[other*h.KeyBlocks+low:][:high-low], w) // 0 where it sees nothing
+			first, last := h.Visible(other)
+			all, from, to = all+w*s.count[other], max(from, first), min(to, last)
+		}
+		near.flush(vertical[low:])
+		from, to = min(from, high), max(to, low)
+		if from >= to {
+			from, to = high, high
+		}
+		for j := from; j < to; j++ {
+			weight[j] = all
+		}
+		for other := max(0, row-reach); other <= min(h.QueryBlocks-1, row+reach); other++ {
+			first, last := h.Visible(other)
+			w := gaussian[other-row+reach] * s.count[other]
+			for j := max(first, low); j < min(last, from); j++ {
+				weight[j] += w
 			}
-			for j, each := 0, w*s.count[other]; j < n; j++ {
-				weight[j] += each
+			for j := max(first, to); j < min(last, high); j++ {
+				weight[j] += w
 			}
 		}
 	}
+}
+
+// nearby collects rows that are to be added with a weight, four at a time.
+type nearby struct {
+	rows   [4][]float32
+	weight [4]float32
+	count  int
+}
+
+func (n *nearby) add(sum, row []float32, weight float32) {
+	n.rows[n.count], n.weight[n.count] = row, weight
+	if n.count++; n.count < len(n.rows) {
+		return
+	}
+	n.count = 0
+	a, b, c, d := n.rows[0][:len(sum)], n.rows[1][:len(sum)], n.rows[2][:len(sum)], n.rows[3][:len(sum)]
+	for j := range sum {
+		sum[j] += (n.weight[0]*a[j] + n.weight[1]*b[j]) + (n.weight[2]*c[j] + n.weight[3]*d[j])
+	}
+}
+
+func (n *nearby) flush(sum []float32) {
+	for i := range n.count {
+		for j, m := range n.rows[i] {
+			sum[j] += n.weight[i] * m
+		}
+	}
+	n.count = 0
 }
 
 // gaussian is the weight of a query block by its distance from -reach on.
