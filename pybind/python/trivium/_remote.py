@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -404,6 +404,8 @@ class Upload:
         with _telling(url):
             bucket = rest.partition("/")[0]
             if self.in_bucket and not self.system.exists(bucket):
+                with suppress(FileNotFoundError):
+                    self.system.ls(bucket)  # says why, as of credentials
                 raise CheckpointError(f"{url}: there is no bucket {bucket}, or it may not be listed", hint="check its name, make it, or check the credentials")
             there = _list(self.system, self.remote) if self.system.isdir(self.remote) else {}
         self.stale = set(there)
