@@ -2,8 +2,10 @@ package tensor
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"sort"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +16,10 @@ type Cut struct {
 	Item  int64 // bytes of an element
 	Shape []int64
 	Parts []Part // they tile the shape; none is empty
+
+	once sync.Once
+	laid []runs // of each part
+	run  int64  // the shortest
 }
 
 // Part is a box of a cut tensor, row-major in a file, which it borrows.
@@ -23,10 +29,12 @@ type Part struct {
 	At, Shape []int64 // where the box begins, and its sizes
 }
 
-// narrow is the run below which several are read at a time.
+// Runs below narrow bytes are read many at a time and then copied to their places:
+// to the system, a place costs more than so small a copy.
 const (
-	narrow = 16 << 10
-	group  = 256 << 10
+	narrow = 256
+	group  = 64 << 10
+	places = 1024 // that the system takes at a time
 )
 
 // runs are the pieces of a part that are in one piece in the tensor too.
@@ -35,8 +43,21 @@ type runs struct {
 	size    int64   // bytes of each
 	count   int64   // how many, one after the other in the file
 	first   int64   // byte of the tensor at which the first begins
+	end     int64   // and behind the last
 	shape   []int64 // of the axes that tell one run from the next
 	strides []int64 // of those axes, in bytes of the tensor
+}
+
+// layout is the runs of each part. Ranks may be many, and tiles are: it is found once.
+func (c *Cut) layout() []runs {
+	c.once.Do(func() {
+		c.laid, c.run = make([]runs, len(c.Parts)), math.MaxInt64
+		for i := range c.Parts {
+			c.laid[i] = c.runs(&c.Parts[i])
+			c.run = min(c.run, c.laid[i].size)
+		}
+	})
+	return c.laid
 }
 
 func (c *Cut) runs(p *Part) runs {
@@ -58,6 +79,7 @@ func (c *Cut) runs(p *Part) runs {
 		r.count *= p.Shape[axis]
 		stride *= c.Shape[axis]
 	}
+	r.end = r.at(r.count-1) + r.size
 	return r
 }
 
@@ -73,6 +95,9 @@ func (r *runs) at(i int64) int64 {
 
 // within gives the runs that bytes [start, end) of the tensor touch.
 func (r *runs) within(start, end int64) (first, last int64) {
+	if start >= r.end || end <= r.first {
+		return 0, 0
+	}
 	after := func(bound int64) int64 { // the first run that ends behind this byte
 		return int64(sort.Search(int(r.count), func(i int) bool { return r.at(int64(i))+r.size > bound }))
 	}
@@ -89,8 +114,9 @@ func (r *runs) within(start, end int64) (first, last int64) {
 // ReadAt fills to with the tensor's bytes from start on.
 func (c *Cut) ReadAt(to []byte, start int64) error {
 	filled := int64(0)
-	for i := range c.Parts {
-		n, err := c.readPart(&c.Parts[i], to, start)
+	layout := c.layout()
+	for i := range layout {
+		n, err := layout[i].read(to, start)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.Parts[i].File.Name(), err)
 		}
@@ -102,38 +128,71 @@ func (c *Cut) ReadAt(to []byte, start int64) error {
 	return nil
 }
 
-// readPart copies what a part has of the bytes from start on.
-func (c *Cut) readPart(p *Part, to []byte, start int64) (filled int64, err error) {
-	r, end := c.runs(p), start+int64(len(to))
+// read copies what a part has of the bytes from start on. Runs lie one after
+// the other in the file, so that one call reads many, each to its place.
+func (r *runs) read(to []byte, start int64) (filled int64, err error) {
+	p, end := r.part, start+int64(len(to))
 	first, last := r.within(start, end)
-	step := int64(1)
+	step := int64(places)
 	if r.size < narrow {
 		step = group / r.size
 	}
 	var scratch []byte
 	for i := first; i < last; i += step {
 		n := min(step, last-i)
-		if n == 1 {
-			begin, stop := max(r.at(i), start), min(r.at(i)+r.size, end)
-			if _, err := p.File.ReadAt(to[begin-start:stop-start], p.Offset+i*r.size+begin-r.at(i)); err != nil {
-				return filled, err
-			}
-			filled += stop - begin
-			continue
-		}
-		if scratch == nil {
-			scratch = make([]byte, n*r.size)
-		}
-		if _, err := p.File.ReadAt(scratch[:n*r.size], p.Offset+i*r.size); err != nil {
-			return filled, err
-		}
+		pieces, from, size := make([][]byte, n), int64(0), int64(0)
 		for k := range n {
 			at := r.at(i + k)
 			begin, stop := max(at, start), min(at+r.size, end)
-			filled += int64(copy(to[begin-start:stop-start], scratch[k*r.size+begin-at:]))
+			if k == 0 {
+				from = p.Offset + i*r.size + begin - at
+			}
+			pieces[k] = to[begin-start : stop-start]
+			size += stop - begin
 		}
+		if r.size >= narrow {
+			err = readPieces(p.File, pieces, from, size)
+		} else {
+			if scratch == nil {
+				scratch = make([]byte, min(group, (last-first)*r.size))
+			}
+			if _, err = p.File.ReadAt(scratch[:size], from); err == nil {
+				spread(pieces, scratch)
+			}
+		}
+		if err != nil {
+			return filled, err
+		}
+		filled += size
 	}
 	return filled, nil
+}
+
+// readPieces fills pieces with size bytes of the file, from a place on.
+func readPieces(file *os.File, pieces [][]byte, from, size int64) error {
+	n, err := unix.Preadv(int(file.Fd()), pieces, from)
+	if err == nil && int64(n) == size {
+		return nil
+	}
+	for _, piece := range pieces { // a signal came, or the file ends: the plain way tells which
+		if _, err := file.ReadAt(piece, from); err != nil {
+			return err
+		}
+		from += int64(len(piece))
+	}
+	return nil
+}
+
+func spread(pieces [][]byte, from []byte) {
+	for _, piece := range pieces {
+		from = from[copy(piece, from):]
+	}
+}
+
+// Run is how many bytes of the tensor lie in one piece everywhere.
+func (c *Cut) Run() int64 {
+	c.layout()
+	return c.run
 }
 
 // wide is the element from which on an odd address is a reason to copy: the
@@ -142,21 +201,25 @@ func (c *Cut) readPart(p *Part, to []byte, start int64) (filled int64, err error
 const wide = 8
 
 // mapRange gives bytes from start on in memory: as they are in a file where one
-// has them in one piece, else a copy.
-func (c *Cut) mapRange(start, length int64) (*Mapping, error) {
-	for i := range c.Parts {
-		p := &c.Parts[i]
-		r := c.runs(p)
+// has them in one piece, else a copy, in the room that is given if there is any.
+func (c *Cut) mapRange(start, length int64, room func(size int64) []byte) (*Mapping, error) {
+	layout := c.layout()
+	for i := range layout {
+		r := &layout[i]
 		first, last := r.within(start, start+length)
 		if first == last {
 			continue
 		}
 		inside := start - r.at(first)
-		at := p.Offset + first*r.size + inside
+		at := r.part.Offset + first*r.size + inside
 		if inside < 0 || inside+length > r.size || c.Item >= wide && at%c.Item != 0 {
 			break
 		}
-		return Extent{File: p.File, Offset: at, Size: length}.Map(0, length)
+		return Extent{File: r.part.File, Offset: at, Size: length}.Map(0, length)
+	}
+	if room != nil {
+		m := &Mapping{bytes: room(length), copied: true}
+		return m, c.ReadAt(m.bytes, start)
 	}
 	pages, err := unix.Mmap(-1, 0, int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_POPULATE)
 	if err != nil {
@@ -171,8 +234,9 @@ func (c *Cut) mapRange(start, length int64) (*Mapping, error) {
 
 // willNeed is advice for each part that has some of the bytes.
 func (c *Cut) willNeed(start, length int64) {
-	for i := range c.Parts {
-		r := c.runs(&c.Parts[i])
+	layout := c.layout()
+	for i := range layout {
+		r := &layout[i]
 		if first, last := r.within(start, start+length); first < last {
 			Extent{File: r.part.File, Offset: r.part.Offset}.WillNeed(first*r.size, (last-first)*r.size)
 		}

@@ -77,7 +77,7 @@ func take(whole []byte, item int64, shape []int64, box *Part) []byte {
 
 func TestCutTensorReadsAsOne(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 0))
-	for _, shape := range [][]int64{{}, {1}, {40}, {7, 6}, {300, 200}, {9, 4, 3}, {5, 1, 6, 2}, {2, 70000}} {
+	for _, shape := range [][]int64{{}, {1}, {40}, {7, 6}, {300, 200}, {9, 4, 3}, {5, 1, 6, 2}, {2, 70000}, {2500, 700}, {3, 1200, 300}} {
 		for _, item := range []int64{1, 2, 8} {
 			c, whole := cutUp(t, rng, item, shape)
 			e := Extent{File: c.Parts[0].File, Size: int64(len(whole)), Cut: c}
@@ -93,6 +93,30 @@ func TestCutTensorReadsAsOne(t *testing.T) {
 					t.Fatalf("shape %v of %d bytes in %d parts: bytes [%d, +%d) are others", shape, item, len(c.Parts), start, length)
 				}
 				if err := m.Close(); err != nil {
+					t.Fatal(err)
+				}
+				// The same in room of the caller's, which holds something else.
+				room := bytes.Repeat([]byte{0xa5}, int(length))
+				in, err := e.MapIn(start, length, func(int64) []byte { return room })
+				if err != nil || !bytes.Equal(in.Bytes(), whole[start:start+length]) {
+					t.Fatalf("bytes [%d, +%d) in room: error %v, or others", start, length, err)
+				}
+				if taken := in.Room() != nil; taken != (len(in.pages) == 0 && length > 0) {
+					t.Fatalf("room is taken: %t, of a mapping of %d bytes", taken, len(in.pages))
+				}
+				if err := in.Close(); err != nil {
+					t.Fatal(err)
+				}
+				w, err := c.Window(start, length)
+				if err != nil {
+					t.Fatal(err)
+				}
+				inside := rng.Int64N(length+1) / item * item
+				to := bytes.Repeat([]byte{0x5a}, int(length-inside))
+				if err := w.CopyTo(to, start+inside); err != nil || !bytes.Equal(to, whole[start+inside:start+length]) {
+					t.Fatalf("shape %v of %d bytes in %d parts: bytes [%d, +%d) of a window: error %v, or others", shape, item, len(c.Parts), start+inside, len(to), err)
+				}
+				if err := w.Close(); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -117,7 +141,7 @@ func TestCutTensorMapsWithoutACopy(t *testing.T) {
 	e := Extent{File: file, Size: 64, Cut: c}
 	for item, copied := range map[int64]bool{2: false, 4: false, 8: true} {
 		odd := &Cut{Item: item, Shape: []int64{24 / item}, Parts: []Part{{File: file, Offset: 1, At: []int64{0}, Shape: []int64{24 / item}}}}
-		m, err := odd.mapRange(0, 24)
+		m, err := odd.mapRange(0, 24, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +178,15 @@ func TestCutTensorErrors(t *testing.T) {
 	if _, err := e.Map(0, e.Size); err == nil || !strings.Contains(err.Error(), io.EOF.Error()) || !strings.Contains(err.Error(), c.Parts[1].File.Name()) {
 		t.Errorf("error %v: want the end of %s", err, c.Parts[1].File.Name())
 	}
-	c.Parts = c.Parts[:1]
+	row, err := c.Window(0, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer row.Close()
+	if err := row.CopyTo(make([]byte, e.Size), 0); err == nil || !strings.Contains(err.Error(), "mapped") {
+		t.Errorf("error %v: want that a row is not all of it", err)
+	}
+	e.Cut = &Cut{Item: c.Item, Shape: c.Shape, Parts: c.Parts[:1]}
 	if _, err := e.Map(0, e.Size); err == nil || !strings.Contains(err.Error(), "tile") {
 		t.Errorf("error %v: want that parts are missing", err)
 	}

@@ -21,14 +21,20 @@ type Extent struct {
 
 // Mapping is a part of a file, or of a cut tensor, in memory.
 type Mapping struct {
-	bytes []byte // as asked for
-	pages []byte // as mapped
+	bytes  []byte // as asked for
+	pages  []byte // as mapped
+	copied bool   // to room that somebody has given
 }
 
 // Map maps length bytes from start of the extent, shared with the page cache.
 // The caller calls Close. Touching memory of a file that somebody has cut short
 // is a fault of the process: map only where that may happen safely.
-func (e Extent) Map(start, length int64) (*Mapping, error) {
+func (e Extent) Map(start, length int64) (*Mapping, error) { return e.MapIn(start, length, nil) }
+
+// MapIn is Map for many pieces of cut tensors: what is not in one piece is copied
+// to the room that the caller gives, and may use again after Close. The mapping
+// says whether it has been taken, even when there is an error.
+func (e Extent) MapIn(start, length int64, room func(size int64) []byte) (*Mapping, error) {
 	if start < 0 || length < 0 || start > e.Size || length > e.Size-start {
 		return nil, fmt.Errorf("bytes [%d, %d) of an extent of %d", start, start+length, e.Size)
 	}
@@ -36,7 +42,7 @@ func (e Extent) Map(start, length int64) (*Mapping, error) {
 		return &Mapping{}, nil
 	}
 	if e.Cut != nil {
-		return e.Cut.mapRange(start, length)
+		return e.Cut.mapRange(start, length, room)
 	}
 	protection := unix.PROT_READ
 	if e.Writable {
@@ -76,6 +82,14 @@ func (e Extent) cached(at int64) bool {
 
 // Bytes is the mapped memory, valid until Close.
 func (m *Mapping) Bytes() []byte { return m.bytes }
+
+// Room is what the caller has given for a copy; nil: the bytes are where they were.
+func (m *Mapping) Room() []byte {
+	if m == nil || !m.copied {
+		return nil
+	}
+	return m.bytes
+}
 
 // Close unmaps.
 func (m *Mapping) Close() error {

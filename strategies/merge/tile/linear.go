@@ -68,7 +68,7 @@ func (l *linear) Merge(ctx context.Context, req *core.MergeRequest) (*core.Merge
 
 // sum adds up one tile of the sources for all candidates in one pass.
 func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
-	in, err := b.mapTile(b.req.Tensors[j.tensor].Inputs, j)
+	in, err := b.mapPieces(b.req.Tensors[j.tensor].Inputs, j)
 	if err != nil {
 		return err
 	}
@@ -81,6 +81,9 @@ func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float6
 	for first := int64(0); first < j.count; {
 		count := min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
 		parts := in.part(first, count)
+		if err := in.gather(parts, j.start+first, count); err != nil {
+			return core.Errorf(core.ErrCheckpoint, "tensor %q: %w", b.req.Tensors[j.tensor].Name, err)
+		}
 		err := b.store(outputs, j.start+first, count, func(out []hardware.Vector) error {
 			found, err := b.runner.backend.WeightedSum(ctx, out, parts, weights, b.req.Float64, 1)
 			for s, n := range found {

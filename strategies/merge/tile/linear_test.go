@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -151,6 +153,72 @@ func TestThreadsGiveTheSameBytes(t *testing.T) {
 			t.Fatalf("%d threads give other bytes than one", threads)
 		}
 	}
+}
+
+// Sources cut by columns, each in its own way, over more than a tile and chunks that
+// begin inside of a row, give the bytes of those in one piece.
+func TestCutSourcesGiveTheSameBytes(t *testing.T) {
+	const rows, columns = 1300, 1000
+	mt, _ := mergeTensor(t, "w", tensor.BFloat16, tensor.BFloat16, 4, 1, rows*columns)
+	mt.Shape = []int64{rows, columns}
+	backends.Each(t, func(t *testing.T, backend hardware.Backend) {
+		if backend.Name() == "oracle" {
+			return
+		}
+		merged := func(mt core.MergeTensor) []byte {
+			if _, err := mean(backend).Merge(context.Background(), &core.MergeRequest{Sources: 4, Tensors: []core.MergeTensor{mt}}); err != nil {
+				t.Fatal(err)
+			}
+			return bytes.Clone(mapped(t, mt.Outputs[0]))
+		}
+		want := merged(mt)
+		cut := mt
+		cut.Inputs = nil
+		for i, bounds := range [][]int64{{0, 300, 301, columns}, {0, 500, columns}, {0, columns}, {0, 999, columns}} {
+			in := mt.Inputs[i]
+			if len(bounds) > 2 {
+				in.Extent = byColumns(t, mapped(t, in), rows, columns, bounds)
+			}
+			cut.Inputs = append(cut.Inputs, in)
+		}
+		clear(mapped(t, mt.Outputs[0]))
+		if !bytes.Equal(merged(cut), want) {
+			t.Error("other bytes than those of sources in one piece")
+		}
+	})
+}
+
+func mapped(t *testing.T, o core.MergeOperand) []byte {
+	t.Helper()
+	m, err := o.Extent.Map(0, o.Extent.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m.Bytes()
+}
+
+// byColumns writes each range of columns to a file, behind three bytes of something else.
+func byColumns(t *testing.T, data []byte, rows, columns int64, bounds []int64) tensor.Extent {
+	t.Helper()
+	c, dir := &tensor.Cut{Item: 2, Shape: []int64{rows, columns}}, t.TempDir()
+	for i, end := range bounds[1:] {
+		text := []byte("abc")
+		for row := range rows {
+			text = append(text, data[2*(row*columns+bounds[i]):2*(row*columns+end)]...)
+		}
+		path := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		c.Parts = append(c.Parts, tensor.Part{File: file, Offset: 3, At: []int64{0, bounds[i]}, Shape: []int64{rows, end - bounds[i]}})
+	}
+	return tensor.Extent{File: c.Parts[0].File, Size: int64(len(data)), Cut: c}
 }
 
 func TestCancelled(t *testing.T) {

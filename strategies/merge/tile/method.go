@@ -109,7 +109,7 @@ func (m *method) mergeTensor(ctx context.Context, b *batch, index int, params co
 		return each(ctx, b.req.Threads, len(t.jobs), func(i int) error { return b.copy(t.jobs[i]) })
 	}
 	// A tensor is walked over several times: its pages are looked up once.
-	whole, err := b.mapTile(t.operands, job{tensor: index, count: t.Len})
+	whole, err := b.mapIn(&mapped{}, t.operands, job{tensor: index, count: t.Len})
 	if err != nil {
 		return err
 	}

@@ -46,29 +46,102 @@ type mapped struct {
 	vectors  []hardware.Vector
 	sizes    []int64 // bytes of an element of each
 	mappings []*tensor.Mapping
+	windows  []window
+	room     *buffers // for copies; nil: each has its own memory
+	chunk    []byte   // in which the windows' parts are put together
+}
+
+// window is an operand that is put together a chunk at a time.
+type window struct {
+	*tensor.Window
+	operand int
 }
 
 func (m *mapped) close() {
 	for _, mapping := range m.mappings {
+		if room := mapping.Room(); room != nil {
+			m.room.put(room)
+		}
 		_ = mapping.Close() // of memory that was mapped: it cannot fail
+	}
+	for _, w := range m.windows {
+		_ = w.Close() // the same
+	}
+	if m.chunk != nil {
+		m.room.put(m.chunk)
 	}
 }
 
 // mapTile maps the tile's part of operands. The caller closes it.
 func (b *batch) mapTile(operands []core.MergeOperand, j job) (*mapped, error) {
-	m := &mapped{}
+	return b.mapIn(&mapped{room: &b.sources}, operands, j)
+}
+
+func (b *batch) mapIn(m *mapped, operands []core.MergeOperand, j job) (*mapped, error) {
+	var room func(size int64) []byte
+	if m.room != nil {
+		room = m.room.get
+	}
 	for _, o := range operands {
 		size := o.Dtype.Size()
-		mapping, err := o.Extent.Map(j.start*size, j.count*size)
+		mapping, err := o.Extent.MapIn(j.start*size, j.count*size, room)
+		if mapping != nil {
+			m.mappings = append(m.mappings, mapping)
+		}
 		if err != nil {
 			m.close()
 			return nil, b.unmapped(o, j, err)
 		}
-		m.mappings = append(m.mappings, mapping)
 		m.vectors = append(m.vectors, hardware.Vector{Data: unsafe.Pointer(&mapping.Bytes()[0]), Dtype: vectorDtype(o.Dtype), Len: j.count})
 		m.sizes = append(m.sizes, size)
 	}
 	return m, nil
+}
+
+// mapPieces is mapTile for tensors some of which are in many pieces: gather puts
+// those together.
+func (b *batch) mapPieces(operands []core.MergeOperand, j job) (*mapped, error) {
+	m := &mapped{room: &b.sources}
+	for i, o := range operands {
+		size := o.Dtype.Size()
+		if !pieces(o) {
+			if _, err := b.mapIn(m, operands[i:i+1], j); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		w, err := o.Extent.Cut.Window(j.start*size, j.count*size)
+		if err != nil {
+			m.close()
+			return nil, b.unmapped(o, j, err)
+		}
+		m.windows = append(m.windows, window{w, i})
+		m.vectors = append(m.vectors, hardware.Vector{Dtype: vectorDtype(o.Dtype), Len: j.count})
+		m.sizes = append(m.sizes, size)
+	}
+	return m, nil
+}
+
+// gather puts the operands that are in pieces together in parts, count elements of
+// each from first on. They are there until the next are.
+func (m *mapped) gather(parts []hardware.Vector, first, count int64) error {
+	total, at := int64(0), int64(0)
+	for _, w := range m.windows {
+		total += aligned(count * m.sizes[w.operand])
+	}
+	if int64(len(m.chunk)) < total {
+		m.chunk = m.room.get(total)
+	}
+	for _, w := range m.windows {
+		size := m.sizes[w.operand]
+		to := m.chunk[at : at+count*size]
+		if err := w.CopyTo(to, first*size); err != nil {
+			return err
+		}
+		parts[w.operand].Data = unsafe.Pointer(&to[0])
+		at += aligned(count * size)
+	}
+	return nil
 }
 
 // unmapped names the file and the tensor of a mapping that failed.
@@ -81,7 +154,9 @@ func (b *batch) unmapped(o core.MergeOperand, j job, err error) error {
 func (m *mapped) part(first, count int64) []hardware.Vector {
 	parts := make([]hardware.Vector, len(m.vectors))
 	for i, v := range m.vectors {
-		v.Data, v.Len = unsafe.Add(v.Data, first*m.sizes[i]), count
+		if v.Len = count; v.Data != nil {
+			v.Data = unsafe.Add(v.Data, first*m.sizes[i])
+		}
 		parts[i] = v
 	}
 	return parts

@@ -45,7 +45,8 @@ type batch struct {
 	id        string
 	req       *core.MergeRequest
 	nonFinite [][]atomic.Int64 // by tensor and source, the base last
-	buffers   buffers
+	buffers   buffers          // of results
+	sources   buffers          // of sources that are not in one piece
 }
 
 func newBatch(r *Runner, id string, req *core.MergeRequest) *batch {
@@ -132,7 +133,13 @@ func (b *batch) shrinkingTiles() []job {
 // cut says whether some of a tile may have to be copied to be in one piece, which
 // takes memory: tiles stay small then.
 func cut(t *core.MergeTensor) bool {
-	return slices.ContainsFunc(t.Inputs, func(o core.MergeOperand) bool { return o.Extent.Cut != nil })
+	return slices.ContainsFunc(t.Inputs, func(o core.MergeOperand) bool { return o.Extent.Cut != nil && !pieces(o) })
+}
+
+// pieces says whether an operand lies in so small pieces that it is put together a
+// chunk at a time.
+func pieces(o core.MergeOperand) bool {
+	return o.Extent.Cut != nil && o.Extent.Cut.Run() < chunk*o.Dtype.Size()
 }
 
 // upTo is how many elements there are from first to the next multiple of step in
