@@ -62,6 +62,7 @@ type MergeRequest struct {
 	Steps          []float64
 	Float64        bool // accumulate in float64 rather than float32
 	AllowNonFinite bool // NaN and Inf are counted, not refused
+	Uncached       bool // outputs need not stay in the page cache, nor push out what is there
 	Threads        int  // 0: all the process may use
 	Params         Params
 }

@@ -82,6 +82,7 @@ func (m *merging) fill(ctx context.Context, outputs []*output) error {
 			f.total += t.Size
 		}
 	}
+	f.uncached = crowd(f.total, availableMemory())
 	for _, t := range outputs[0].sink.Tensors() {
 		if err := f.add(ctx, t); err != nil {
 			return err
@@ -99,6 +100,7 @@ type filling struct {
 	size        int64 // of the batch, in the first output
 	parts       int   // of its tensors in all sources
 	done, total int64 // bytes of all outputs
+	uncached    bool
 }
 
 // add takes a tensor into the batch, unless every output has it already.
@@ -185,7 +187,7 @@ func (o *output) account(r TensorReport) string {
 // merge calls the strategy with the batch. The reports are in its order.
 func (f *filling) merge(ctx context.Context) ([]TensorReport, error) {
 	req := &MergeRequest{Sources: len(f.spec.Sources), Steps: f.spec.Steps, Float64: f.spec.Float64,
-		AllowNonFinite: f.spec.AllowNonFinite, Threads: f.spec.Threads, Params: f.outputs[0].params}
+		AllowNonFinite: f.spec.AllowNonFinite, Uncached: f.uncached, Threads: f.spec.Threads, Params: f.outputs[0].params}
 	for _, o := range f.outputs {
 		if o.weights != nil {
 			req.Weights = append(req.Weights, o.weights)

@@ -80,6 +80,24 @@ func (e Extent) cached(at int64) bool {
 	return err == nil && n == 1
 }
 
+// Write puts data at a place of the extent. Uncached, the bytes leave the page cache
+// once the disk has them, and the disk begins at once; that is advice, which not every
+// system and file system takes.
+func (e Extent) Write(data []byte, start int64, uncached bool) error {
+	at := e.Offset + start
+	for uncached && len(data) > 0 {
+		n, err := unix.Pwritev2(int(e.File.Fd()), [][]byte{data}, at, unix.RWF_DONTCACHE)
+		switch {
+		case err == nil && n > 0:
+			data, at = data[n:], at+int64(n)
+		case err != unix.EINTR: // the plain write says what is wrong, if anything is
+			uncached = false
+		}
+	}
+	_, err := e.File.WriteAt(data, at)
+	return err
+}
+
 // Bytes is the mapped memory, valid until Close.
 func (m *Mapping) Bytes() []byte { return m.bytes }
 

@@ -202,7 +202,7 @@ var mergeRequests = rapid.Custom(func(t *rapid.T) *core.MergeRequest {
 	sources, outputs := rapid.IntRange(1, 3).Draw(t, "sources"), rapid.IntRange(1, 3).Draw(t, "outputs")
 	req := &core.MergeRequest{
 		Sources: sources, Float64: rapid.Bool().Draw(t, "float64"), AllowNonFinite: rapid.Bool().Draw(t, "non_finite"),
-		Threads: counts.Draw(t, "threads"), Params: paramSets.Draw(t, "params"),
+		Uncached: rapid.Bool().Draw(t, "uncached"), Threads: counts.Draw(t, "threads"), Params: paramSets.Draw(t, "params"),
 	}
 	if rapid.Bool().Draw(t, "weights") {
 		req.Weights = listOf(outputs, listOf(sources, finites)).Draw(t, "weights")

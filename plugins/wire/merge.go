@@ -42,7 +42,7 @@ func EncodeMerge(req *core.MergeRequest, place Placement) (*pb.MergeRequest, err
 	}
 	m := &pb.MergeRequest{
 		Sources: int64(req.Sources), Steps: req.Steps, Float64: req.Float64, AllowNonFinite: req.AllowNonFinite,
-		Threads: int64(req.Threads), Params: params,
+		Uncached: req.Uncached, Threads: int64(req.Threads), Params: params,
 	}
 	for _, row := range req.Weights {
 		m.Weights = append(m.Weights, &pb.DoubleList{Values: row})
@@ -118,7 +118,7 @@ func DecodeMerge(m *pb.MergeRequest, memory Memory) (*core.MergeRequest, error) 
 	}
 	req := &core.MergeRequest{
 		Sources: sources, Steps: m.GetSteps(), Float64: m.GetFloat64(), AllowNonFinite: m.GetAllowNonFinite(),
-		Threads: threads, Params: DecodeParams(m.GetParams()),
+		Uncached: m.GetUncached(), Threads: threads, Params: DecodeParams(m.GetParams()),
 	}
 	for _, row := range m.GetWeights() {
 		if len(row.GetValues()) != sources {

@@ -153,6 +153,7 @@ type MergeRequest struct {
 	AllowNonFinite bool                   `protobuf:"varint,8,opt,name=allow_non_finite,json=allowNonFinite,proto3" json:"allow_non_finite,omitempty"`
 	Threads        int64                  `protobuf:"varint,9,opt,name=threads,proto3" json:"threads,omitempty"` // 0: all the process may use
 	Params         map[string]*Value      `protobuf:"bytes,10,rep,name=params,proto3" json:"params,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Uncached       bool                   `protobuf:"varint,11,opt,name=uncached,proto3" json:"uncached,omitempty"` // outputs need not stay in the page cache, nor push out what is there
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -255,6 +256,13 @@ func (x *MergeRequest) GetParams() map[string]*Value {
 		return x.Params
 	}
 	return nil
+}
+
+func (x *MergeRequest) GetUncached() bool {
+	if x != nil {
+		return x.Uncached
+	}
+	return false
 }
 
 // One tensor: its copy in every source and where it goes.
@@ -697,7 +705,7 @@ const file_trivium_v1_merge_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01\"+\n" +
 	"\x0fWeightsResponse\x12\x18\n" +
-	"\aweights\x18\x01 \x03(\x01R\aweights\"\xc2\x03\n" +
+	"\aweights\x18\x01 \x03(\x01R\aweights\"\xde\x03\n" +
 	"\fMergeRequest\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\x04R\x06callId\x12\x1a\n" +
 	"\bstrategy\x18\x02 \x01(\tR\bstrategy\x12\x18\n" +
@@ -709,7 +717,8 @@ const file_trivium_v1_merge_proto_rawDesc = "" +
 	"\x10allow_non_finite\x18\b \x01(\bR\x0eallowNonFinite\x12\x18\n" +
 	"\athreads\x18\t \x01(\x03R\athreads\x12<\n" +
 	"\x06params\x18\n" +
-	" \x03(\v2$.trivium.v1.MergeRequest.ParamsEntryR\x06params\x1aL\n" +
+	" \x03(\v2$.trivium.v1.MergeRequest.ParamsEntryR\x06params\x12\x1a\n" +
+	"\buncached\x18\v \x01(\bR\buncached\x1aL\n" +
 	"\vParamsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01\"\xbc\x01\n" +

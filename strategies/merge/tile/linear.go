@@ -79,7 +79,7 @@ func (b *batch) sum(ctx context.Context, j job, weights [][]float64) error {
 func (b *batch) sumOf(ctx context.Context, in *mapped, j job, weights [][]float64) error {
 	nonFinite, outputs := make([]int64, len(in.vectors)), b.req.Tensors[j.tensor].Outputs
 	for first := int64(0); first < j.count; {
-		count := min(upTo(outputs[0], j.start+first, chunkOf(len(weights))), j.count-first)
+		count := min(upTo(outputs[0], j.start+first, b.chunkOf(len(weights))), j.count-first)
 		parts := in.part(first, count)
 		if err := in.gather(parts, j.start+first, count); err != nil {
 			return core.Errorf(core.ErrCheckpoint, "tensor %q: %w", b.req.Tensors[j.tensor].Name, err)

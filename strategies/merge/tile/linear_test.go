@@ -221,6 +221,30 @@ func byColumns(t *testing.T, data []byte, rows, columns int64, bounds []int64) t
 	return tensor.Extent{File: c.Parts[0].File, Size: int64(len(data)), Cut: c}
 }
 
+func TestUncachedGivesTheSameBytes(t *testing.T) {
+	var want []byte
+	for _, uncached := range []bool{false, true} {
+		mt, _ := mergeTensor(t, "w", tensor.BFloat16, tensor.BFloat16, 2, 12, 1<<20+77)
+		req := &core.MergeRequest{Sources: 2, Tensors: []core.MergeTensor{mt}, Uncached: uncached}
+		for c := range mt.Outputs {
+			req.Weights = append(req.Weights, []float64{float64(c) / 12, 1 - float64(c)/12})
+		}
+		if _, err := mean(backends.Best(t)).Merge(context.Background(), req); err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		for _, o := range mt.Outputs {
+			got = append(got, operand.Bytes(t, o)...)
+		}
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatal("other bytes past the page cache than through it")
+		}
+	}
+}
+
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -194,7 +194,7 @@ func (b *batch) copy(j job) error {
 	}
 	defer from.Close()
 	for _, o := range t.Outputs {
-		if err := write(o, j.start, from.Bytes()); err != nil {
+		if err := b.write(o, j.start, from.Bytes()); err != nil {
 			return err
 		}
 	}

@@ -13,8 +13,16 @@ import (
 const chunk = 128 << 10
 
 // chunkOf is as many elements as keep so many results there, and few enough
-// calls of the system to write them.
-func chunkOf(outputs int) int64 { return max(16<<10, chunk/int64(outputs)) }
+// calls of the system to write them. What is written past the page cache goes to the
+// disk at once, in pieces that are worth its while: twelve results of 1.3 GB by 256 KiB
+// each in 7.5 s and 8 s of processor time, by 128 KiB 8.4 and 9, by 512 KiB 7.6 and 8.5;
+// through the page cache, whose new pages the host had to give first, 9 - 12 s and 12 - 17.
+func (b *batch) chunkOf(outputs int) int64 {
+	if b.req.Uncached {
+		return chunk
+	}
+	return max(16<<10, chunk/int64(outputs))
+}
 
 // buffers are results on their way to the files.
 type buffers struct{ free sync.Pool }
@@ -43,7 +51,7 @@ func (b *batch) store(outputs []core.MergeOperand, first, count int64, fill func
 		return err
 	}
 	for i, o := range outputs {
-		if err := write(o, first, parts[i]); err != nil {
+		if err := b.write(o, first, parts[i]); err != nil {
 			return err
 		}
 	}
@@ -51,8 +59,8 @@ func (b *batch) store(outputs []core.MergeOperand, first, count int64, fill func
 }
 
 // write puts the bytes of elements from first on where they belong.
-func write(o core.MergeOperand, first int64, data []byte) error {
-	if _, err := o.Extent.File.WriteAt(data, o.Extent.Offset+first*o.Dtype.Size()); err != nil {
+func (b *batch) write(o core.MergeOperand, first int64, data []byte) error {
+	if err := o.Extent.Write(data, first*o.Dtype.Size(), b.req.Uncached); err != nil {
 		return core.Errorf(core.ErrCheckpoint, "%s: %w", o.Name(), err).WithHint("free disk space or check the disk, then resume")
 	}
 	return nil
