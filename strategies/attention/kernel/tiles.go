@@ -52,15 +52,33 @@ func (t *Tiles) Keep(row, column int) {
 
 // KeepColumn adds a key block for every query block.
 func (t *Tiles) KeepColumn(column int) {
-	for row := range t.QueryBlocks {
-		t.Keep(row, column)
+	if t.window > 0 || column < 0 || column >= t.KeyBlocks {
+		for row := range t.QueryBlocks {
+			t.Keep(row, column)
+		}
+		return
+	}
+	first := 0
+	if t.causal {
+		first = max(0, column-t.FirstQueryBlock)
+	}
+	for at := first*t.words + column/64; at < len(t.bits); at += t.words {
+		t.bits[at] |= 1 << (column % 64)
 	}
 }
 
 // KeepSlash adds the tiles at a distance in blocks.
 func (t *Tiles) KeepSlash(distance int) {
-	for row := range t.QueryBlocks {
-		t.Keep(row, t.Diagonal(row)-distance)
+	if t.window > 0 || distance < 0 {
+		for row := range t.QueryBlocks {
+			t.Keep(row, t.Diagonal(row)-distance)
+		}
+		return
+	}
+	first := max(0, distance-t.FirstQueryBlock)
+	for row := first; row < min(t.QueryBlocks, t.KeyBlocks-t.FirstQueryBlock+distance); row++ {
+		column := t.Diagonal(row) - distance
+		t.bits[row*t.words+column/64] |= 1 << (column % 64)
 	}
 }
 

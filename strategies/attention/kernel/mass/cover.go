@@ -44,7 +44,8 @@ func descend(values []float32, fits func(count int, sum float64) bool) (cut floa
 		at := len(buckets) - 1
 		for at >= 0 && fits(count+buckets[at].count, sum+buckets[at].sum) {
 			count, sum = count+buckets[at].count, sum+buckets[at].sum
-			at--
+			for at--; at >= 0 && buckets[at].count == 0; at-- {
+			}
 		}
 		if at < 0 {
 			return -1, count, sum

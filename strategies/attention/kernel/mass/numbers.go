@@ -10,9 +10,15 @@ import (
 func Blocks(values []float32, block, count int) []float64 {
 	sums := make([]float64, count)
 	for b := range sums {
-		for _, v := range values[min(len(values), b*block):min(len(values), (b+1)*block)] {
-			sums[b] += float64(v)
+		part, sum := values[min(len(values), b*block):min(len(values), (b+1)*block)], [4]float64{} // which do not wait for each other
+		for ; len(part) >= 4; part = part[4:] {
+			sum[0], sum[1] = sum[0]+float64(part[0]), sum[1]+float64(part[1])
+			sum[2], sum[3] = sum[2]+float64(part[2]), sum[3]+float64(part[3])
 		}
+		for _, v := range part {
+			sum[0] += float64(v)
+		}
+		sums[b] = (sum[0] + sum[1]) + (sum[2] + sum[3])
 	}
 	return sums
 }
