@@ -169,6 +169,22 @@ func sweep(ctx context.Context, request string) (string, error) {
 	return marshal(report)
 }
 
+// checkpointChunks says where a distributed checkpoint's weights lie.
+func checkpointChunks(_ context.Context, request string) (string, error) {
+	var in struct {
+		Dir      string `json:"dir"`
+		ModelKey string `json:"model_key"`
+	}
+	if err := unmarshal(request, &in); err != nil {
+		return "", err
+	}
+	chunks, err := checkpoint.Chunks(in.Dir, in.ModelKey)
+	if err != nil {
+		return "", core.CheckpointError(err)
+	}
+	return marshal(map[string]any{"chunks": chunks})
+}
+
 // checkpointFiles lists the files that hold a checkpoint's weights.
 func checkpointFiles(_ context.Context, request string) (string, error) {
 	var in struct {

@@ -35,6 +35,43 @@ func openDistributed(dir, at, key string) (*Folder, error) {
 	return d.Folder, nil
 }
 
+// Range is a piece of a file in a checkpoint's folder.
+type Range struct {
+	File   string `json:"file"`
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+}
+
+// Chunks says where the weights of a distributed checkpoint lie, by its metadata alone.
+func Chunks(dir, key string) ([]Range, error) {
+	at, ok := distributedIn(dir)
+	if !ok {
+		return nil, notFound(dir)
+	}
+	path := filepath.Join(at, metadataName)
+	items, err := readDCP(path)
+	if err != nil {
+		return nil, err
+	}
+	weights, _, err := weightsOf(items, key)
+	if err != nil {
+		return nil, inFile(err, path)
+	}
+	nested, err := filepath.Rel(dir, at)
+	if err != nil {
+		return nil, system("read", at, err)
+	}
+	var chunks []Range
+	for _, item := range weights {
+		for _, c := range item.chunks {
+			if c.where != nil {
+				chunks = append(chunks, Range{filepath.Join(nested, c.where.file), c.where.offset, c.where.length})
+			}
+		}
+	}
+	return chunks, nil
+}
+
 // distributed is such a folder while it is opened.
 type distributed struct {
 	*Folder

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trivium
-from trivium import _remote
+from trivium import _likeness, _remote
 
 fsspec = pytest.importorskip("fsspec")
 CONFIG = json.dumps({"model_type": "llama"})
@@ -110,12 +110,17 @@ def test_other_kinds_of_sources(run: list[Path], memory: Any, tmp_path: Path) ->
     assert (tmp_path / "out" / "config.json").read_text() == CONFIG and (tmp_path / "out" / "tokenizer.json").exists()
 
 
-def test_http(run: list[Path], tmp_path: Path) -> None:
+def test_http(run: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp")
     handler = functools.partial(Quiet, directory=str(tmp_path / "run"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         at = f"http://127.0.0.1:{server.server_port}"
+        dry = trivium.merge([f"{at}/{f.name}/" for f in run], tmp_path / "out", cache_dir=tmp_path / "cache", dry_run=True)
+        assert dry.tensors == 2 and not (tmp_path / "cache").exists(), "this server gives whole files where ranges are asked for"
+        monkeypatch.setattr(_likeness, "WHOLE", 0)
+        with pytest.raises(trivium.Unsupported, match="ranges"):
+            trivium.merge([f"{at}/{f.name}/" for f in run], tmp_path / "out", cache_dir=tmp_path / "cache", dry_run=True)
         report = trivium.merge([f"{at}/{f.name}/" for f in run], tmp_path / "out", cache_dir=tmp_path / "cache")
         with pytest.raises(trivium.CheckpointError, match="step-900"):
             trivium.merge([f"{at}/step-900/"], tmp_path / "none", cache_dir=tmp_path / "cache")
@@ -242,6 +247,70 @@ def test_downloads_are_checked(run: list[Path], memory: Any, tmp_path: Path, mon
     assert 0 < report.downloaded < sum(p.stat().st_size for p in run[0].iterdir()) - 10_000, "what was whole stays"
 
 
+@pytest.fixture
+def counted(memory: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each read of a range or a file; whole copies are errors."""
+    cat, read = type(memory).cat_file, []
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, **k: (data := cat(self, path, **k), read.append(len(data)))[0])
+    monkeypatch.setattr(type(memory), "get_file", lambda *_, **__: pytest.fail("a dry run has copied a file"))
+    return read
+
+
+def test_a_dry_run_reads_headers_only(memory: Any, counted: list[int], tmp_path: Path) -> None:
+    """Every kind of source: the plan of a dry run of paths, without the weights and without a trace."""
+    import torch.distributed.checkpoint as dcp
+
+    tensors = {f"layers.{i}.w": torch.full((500, 500), float(i)) for i in range(6)}
+    config = {"config_from": "memory://kinds/whole"}
+    (whole := tmp_path / "kinds" / "whole").mkdir(parents=True)
+    save_file(tensors, whole / "model.safetensors")
+    (whole / "config.json").write_text(CONFIG)
+    (bin := tmp_path / "kinds" / "bin").mkdir()
+    torch.save(tensors, bin / "pytorch_model.bin")
+    (bin / "config.json").write_text(CONFIG)
+    torch.save({"model": tensors, "optimizer": {"m": torch.zeros(1000)}}, tmp_path / "kinds" / "run.pt")
+    dcp.save({"model": tensors, "optim": {"m": torch.zeros(1000)}}, checkpoint_id=tmp_path / "kinds" / "ranks" / "pytorch_model_fsdp_0", no_dist=True)
+    memory.put(str(tmp_path / "kinds"), "/kinds", recursive=True)
+    cache = tmp_path / "cache"
+    for name, options in (("whole", {}), ("bin", {}), ("run.pt", config), ("ranks", config)):
+        want = trivium.merge([tmp_path / "kinds" / name, whole], tmp_path / "out", dry_run=True)
+        counted.clear()
+        got = trivium.merge([f"memory://kinds/{name}", "memory://kinds/whole"], tmp_path / "out", cache_dir=cache, dry_run=True, **options)
+        assert (got.tensors, got.disk_need, got.weights, got.copied) == (want.tensors, want.disk_need, want.weights, want.copied), name
+        assert got.dry_run and got.recipe == "" and got.downloaded == 0 and not any("remote-headers" in w for w in got.warnings)
+        assert sum("would be copied" in w for w in got.warnings) == len({name, "whole"})
+        assert sum(counted) < 400_000, f"{name}: the weights are 6 MB"
+    assert not cache.exists() and not (tmp_path / "out").exists()
+    with pytest.raises(trivium.CheckpointError, match="names none|no tensors|there are"):
+        trivium.merge(["memory://kinds/ranks"], tmp_path / "out", cache_dir=cache, dry_run=True, model_key="nosuch", **config)
+
+
+def test_a_dry_run_finds_what_is_wrong(run: list[Path], memory: Any, counted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors name URLs, as those of a merge."""
+    def refused(match: str) -> None:
+        with pytest.raises(trivium.CheckpointError, match=match) as error:
+            trivium.merge(URLS, tmp_path / "out", cache_dir=tmp_path / "cache", dry_run=True)
+        assert "remote-headers" not in str(error.value)
+
+    def put(weights: dict[str, torch.Tensor], name: str = "model-00002-of-00002.safetensors") -> bytes:
+        save_file(weights, tmp_path / name)
+        memory.put_file(str(tmp_path / name), f"/run/step-200/{name}")
+        return (tmp_path / name).read_bytes()
+
+    whole = put({"w1": torch.zeros(100, 30).bfloat16()})
+    refused("memory://run/step-200.*w1|w1.*memory://run/step-200")
+    memory.pipe_file("/run/step-200/model-00002-of-00002.safetensors", whole[:-5])
+    refused("memory://run/step-200/model-00002-of-00002.safetensors")
+    memory.pipe_file("/run/step-200/model-00002-of-00002.safetensors", b"PK" + bytes(3000))
+    refused("memory://run/step-200/model-00002-of-00002.safetensors")
+    torch.save({"w": torch.zeros(3000)}, tmp_path / "cut.pt")
+    memory.pipe_file("/files/cut.pt", (tmp_path / "cut.pt").read_bytes()[:-3000])
+    with pytest.raises(trivium.CheckpointError, match=r"memory://files/cut\.pt: the zip archive is damaged or cut short"):
+        trivium.merge(["memory://files/cut.pt"], tmp_path / "out", cache_dir=tmp_path / "cache", dry_run=True)
+    monkeypatch.setattr(_remote.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    refused("staging needs .* 100 are free")
+
+
 def test_no_room(run: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_remote.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
     with pytest.raises(trivium.CheckpointError, match="staging needs .* 100 are free"):
@@ -264,8 +333,6 @@ def test_refusals(run: list[Path], memory: Any, tmp_path: Path, monkeypatch: pyt
         trivium.merge(run, "https://example.org/out")
     with pytest.raises(trivium.CheckpointError, match="is not there"):
         trivium.merge(["memory://run/step-100/model.safetensors"], tmp_path / "out", cache_dir=tmp_path / "cache")
-    with pytest.raises(trivium.Unsupported, match="dry run"):
-        trivium.merge(URLS, tmp_path / "out", cache_dir=tmp_path / "cache", dry_run=True)
     with pytest.raises(trivium.Unsupported, match="mounted"):
         trivium.watch("memory://run", tmp_path / "out")
     with pytest.raises(trivium.Unsupported, match="copy the best one"):

@@ -112,6 +112,15 @@ def test_from_and_to_s3(run: list[Path], store: Any, server: Server, tmp_path: P
     assert resumed.uploaded == 0 and resumed.resumed == resumed.tensors
 
 
+def test_a_dry_run_asks_for_ranges(run: list[Path], store: Any, server: Server, tmp_path: Path) -> None:
+    ranges: list[str] = []
+    server.hook = lambda request, environ: ranges.append(environ.get("HTTP_RANGE", "")) if "model-" in request and request.startswith("GET") else None
+    report = trivium.merge(RUN, "s3://runs/merged/mean", cache_dir=tmp_path / "cache", dry_run=True)
+    want = trivium.merge(run, tmp_path / "out", dry_run=True)
+    assert (report.tensors, report.disk_need, report.out) == (want.tensors, want.disk_need, "s3://runs/merged/mean")
+    assert len(ranges) == 6 and all(r.startswith("bytes=0-") for r in ranges) and not server.changes() and not (tmp_path / "cache").exists()
+
+
 def test_a_broken_upload_goes_on(run: list[Path], store: Any, server: Server, tmp_path: Path) -> None:
     refused = "PUT /runs/merged/mean/model-00002-of-00002.safetensors"
     server.hook = lambda request, _: denied if request == refused else None

@@ -25,6 +25,7 @@ from typing import Any
 from trivium import _bridge
 from trivium._errors import CheckpointError, TriviumError, Unsupported
 from trivium._files import cache_root, replace
+from trivium._likeness import draw
 
 Progress = Callable[[int, int], None]
 
@@ -41,7 +42,7 @@ RECIPE = "trivium_merge.json"
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """How a checkpoint's files are called; the checkpoint package says it."""
 
     entries: tuple[tuple[str, str], ...]  # single file and index, the preferred first
@@ -58,14 +59,17 @@ class _Names:
     def all_entries(self) -> set[str]:
         return {name for pair in self.entries for name in pair}
 
+    def is_ranks(self, name: str) -> bool:
+        return fnmatchcase(name, self.ranks)
+
     def is_side(self, name: str) -> bool:
         return any(fnmatchcase(name, p) for p in self.side)
 
 
 @cache
-def _names() -> _Names:
+def _names() -> Names:
     known = _bridge.run("checkpoint.names", {}, None)
-    return _Names(
+    return Names(
         tuple((e["single"], e["index"]) for e in known["entries"]), known["metadata"], known["ranks"], known["nested"], known["cutShards"],
         known["shards"], tuple(known["files"]), tuple(known["side"]), known["trainer"],
     )  # fmt: skip
@@ -127,7 +131,7 @@ def _install(scheme: str) -> str:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
     """A file of a remote folder."""
 
     name: str  # in the folder, with slashes
@@ -136,7 +140,7 @@ class _File:
     version: str
 
 
-def _list(system: Any, folder: str, below: str = "") -> dict[str, _File]:
+def _list(system: Any, folder: str, below: str = "") -> dict[str, File]:
     """List the files of a folder, by name."""
     system.invalidate_cache()
     found = {}
@@ -149,7 +153,7 @@ def _list(system: Any, folder: str, below: str = "") -> dict[str, _File]:
         if entry.get("size") is None:
             raise CheckpointError(f"{entry['name']}: its size is not known", hint="use storage that tells it, or download it yourself")
         version = json.dumps([str(entry[k]) for k in VERSIONS if entry.get(k) is not None])
-        found[name] = _File(name, entry["name"], int(entry["size"]), version)
+        found[name] = File(name, entry["name"], int(entry["size"]), version)
     return found
 
 
@@ -167,7 +171,7 @@ class _Checkpoint:
     place: Path  # its own in the cache
     file: str = ""  # when the URL is that of a single file
     side_only: bool = False
-    files: list[_File] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
 
     @property
     def here(self) -> Path:
@@ -178,7 +182,7 @@ class _Checkpoint:
         """What a merge reads in place of the URL."""
         return self.here / self.file if self.file else self.here
 
-    def find(self) -> list[_File]:
+    def find(self) -> list[File]:
         """List what it consists of."""
         there = _list(self.system, self.folder)
         side = [f for name, f in there.items() if _names().is_side(name) or name == _names().trainer]
@@ -190,7 +194,7 @@ class _Checkpoint:
             return [there[self.file], *side]
         return [*self._weights(there), *side]
 
-    def _weights(self, there: dict[str, _File]) -> list[_File]:
+    def _weights(self, there: dict[str, File]) -> list[File]:
         names = _names()
         for single, index in names.entries:
             if index in there:
@@ -204,7 +208,7 @@ class _Checkpoint:
         if names.metadata not in there and any(f.rpartition("/")[2] == names.nested for f in _folders(self.system, self.folder)):
             there = _list(self.system, f"{self.folder}/{names.nested}", names.nested + "/")
         last = {name: name.rpartition("/")[2] for name in there}
-        weights = [f for name, f in there.items() if fnmatchcase(last[name], names.ranks) or last[name] == names.metadata]
+        weights = [f for name, f in there.items() if names.is_ranks(last[name]) or last[name] == names.metadata]
         weights += [f for name, f in there.items() if fnmatchcase(name, names.cut_shards)]
         if not weights:
             raise CheckpointError(f"{self.url}: holds no checkpoint", hint="name a folder with model.safetensors, an index or .metadata")
@@ -225,7 +229,7 @@ class _Checkpoint:
             return {}
         return known if isinstance(known, dict) else {}
 
-    def missing(self) -> list[_File]:
+    def missing(self) -> list[File]:
         """List what is not here yet, or is another version."""
         known = self.known()
         return [
@@ -233,7 +237,7 @@ class _Checkpoint:
             if known.get(f.name) != [f.size, f.version] or not (self.here / f.name).is_file() or (self.here / f.name).stat().st_size != f.size
         ]  # fmt: skip
 
-    def fetch(self, file: _File, count: Callable[[int], None]) -> None:
+    def fetch(self, file: File, count: Callable[[int], None]) -> None:
         """Copy one file here; it gets its name when all of it is there."""
         from fsspec.callbacks import Callback
 
@@ -285,10 +289,17 @@ class Staged:
     paths: dict[str, str]
     downloaded: int
     notes: list[str]
+    likenesses: dict[str, str] = field(default_factory=dict)  # URLs by the path of what stands for them in a dry run
+
+    def said(self, text: str) -> str:
+        """Give a text with URLs in place of likenesses."""
+        for path, url in self.likenesses.items():
+            text = text.replace(path, url)
+        return text
 
 
 def stage(
-    urls: Sequence[str], *, side: Sequence[str] = (), folder: str | os.PathLike[str] | None = None, progress: Progress | None = None, dry_run: bool = False
+    urls: Sequence[str], *, side: Sequence[str] = (), folder: str | os.PathLike[str] | None = None, progress: Progress | None = None
 ) -> Staged:
     """Copy what is behind URLs into a folder, unless it is there already.
 
@@ -305,11 +316,7 @@ def stage(
         When there is no room, before the first byte; or when a URL cannot be read.
     """
     where = staging(folder)
-    found = [_checkpoint(u, where) for u in dict.fromkeys(urls)] + [_checkpoint(u, where, side_only=True) for u in dict.fromkeys(side) if u not in urls]
-    need = sum(f.size for c in found for f in c.missing())
-    if need and dry_run:
-        raise Unsupported(f"a dry run reads headers, and {need:,} bytes would have to be copied here first", hint="leave the dry run out, or stage them by a merge before")
-    _refuse_full(where, need)
+    found, need = _needed(urls, side, where)
     done, notes = 0, []
 
     def count(n: int) -> None:
@@ -328,6 +335,35 @@ def stage(
         came = sum(f.size for f in missing)
         notes.append(f"{c.url}: staged in {c.here}, {came:,} of {sum(f.size for f in c.files):,} bytes copied now")
     return Staged({c.url: str(c.path) for c in found}, need, notes)
+
+
+def _needed(urls: Sequence[str], side: Sequence[str], where: Path) -> tuple[list[_Checkpoint], int]:
+    """Find what URLs stand for, and the bytes of it that are not here, for which there must be room."""
+    found = [_checkpoint(u, where) for u in dict.fromkeys(urls)] + [_checkpoint(u, where, side_only=True) for u in dict.fromkeys(side) if u not in urls]
+    need = sum(f.size for c in found for f in c.missing())
+    _refuse_full(where, need)
+    return found, need
+
+
+@contextmanager
+def likenesses(urls: Sequence[str], *, side: Sequence[str], folder: str | os.PathLike[str] | None, model_key: str) -> Iterator[Staged]:
+    """Give sources for a dry run: of what is not staged yet the headers, in files of the right sizes."""
+    found, _ = _needed(urls, side, staging(folder))
+    with tempfile.TemporaryDirectory(prefix="remote-headers-") as headers:
+        staged = Staged({c.url: str(c.path) for c in found}, 0, [])
+        for i, c in enumerate(found):
+            if not (need := sum(f.size for f in c.missing())):
+                continue
+            to = Path(headers) / str(i) / c.here.name
+            with _telling(c.url):
+                read = draw(c.system, c.files, _names(), to, model_key)
+            staged.paths[c.url] = str(to / c.file) if c.file else str(to)
+            staged.likenesses[str(to)] = c.url.rstrip("/").removesuffix("/" + c.file) if c.file else c.url.rstrip("/")
+            staged.notes.append(f"{c.url}: {need:,} bytes would be copied to {c.here}; {read:,} were read of it")
+        try:
+            yield staged
+        except TriviumError as error:
+            raise type(error)(staged.said(error.message), hint=staged.said(error.hint), plugin=error.plugin, strategy=error.strategy) from error
 
 
 def _refuse_full(where: Path, need: int) -> None:
@@ -428,7 +464,7 @@ class Upload:
             raise self._holds(self.taken)
         return bool(held == recipe)
 
-    def _merged(self, there: dict[str, _File]) -> bool:
+    def _merged(self, there: dict[str, File]) -> bool:
         """Whether all is there and only the folder here was not removed."""
         return bool(self.done) and self.here.is_dir() and all(p.name in there for p in self.here.iterdir())
 

@@ -215,7 +215,21 @@ def _merge_remote(
     if _remote.is_url(out):
         upload = _remote.Upload(out, folder=cache_dir, overwrite=request["overwrite"], resume=request["resume"], dry_run=dry_run)
         request["out"] = str(upload.here)
-    staged = _remote.stage(urls, side=side, folder=cache_dir, progress=progress, dry_run=dry_run)
+    if not dry_run:
+        return _merge_staged(request, sources, out, upload, _remote.stage(urls, side=side, folder=cache_dir, progress=progress), ray, timeout, progress)
+    with _remote.likenesses(urls, side=side, folder=cache_dir, model_key=request["model_key"]) as staged:
+        report = _merge_staged(request, sources, out, upload, staged, ray, timeout, progress)
+        if not staged.likenesses:
+            return report
+        # The recipe is that of files with times, which a merge would have yet to copy.
+        return replace(report, recipe="", warnings=tuple(staged.said(w) for w in report.warnings))
+
+
+def _merge_staged(
+    request: dict[str, Any], sources: tuple[str, ...], out: str, upload: _remote.Upload | None, staged: _remote.Staged, ray: str | bool,
+    timeout: float | None, progress: Callable[[int, int], None] | None,
+) -> MergeReport:  # fmt: skip
+    dry_run = request["dry_run"]
     request["sources"] = [staged.paths.get(s, s) for s in sources]
     for key in ("base", "config_from"):
         request[key] = staged.paths.get(request[key], request[key])
