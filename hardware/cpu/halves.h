@@ -45,9 +45,12 @@ static void store_query(query_t *to, const float *x, int n, float scale) {
     }
 }
 
+// A bfloat16 is its own high half.
 static inline int copy_query(query_t *to, const trivium_matrix *m, int64_t row, int n) {
-    (void)to, (void)m, (void)row, (void)n;
-    return 0; // all are split
+    if (m->dtype != TRIVIUM_BFLOAT16) return 0;
+    uint16_t *high = memset(to, 0, sizeof(query_t) * n);
+    memcpy(high, (const uint16_t *)m->data + row * m->stride, sizeof(uint16_t) * m->cols);
+    return 1;
 }
 
 // rows: [16, stride], of which `depth` columns are packed.
