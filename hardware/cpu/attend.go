@@ -85,10 +85,9 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 		}
 	}
 	group := len(s.heads[0]) / len(s.keys[0])
-	calls := make([]C.trivium_attend, threads*group)
-	err = forEach(ctx, threads, len(p.items), func(worker, i int) {
-		item := &p.items[i]
-		list := calls[worker*group:][:item.heads]
+	calls := make([]C.trivium_attend, 2*threads*group) // for each worker those of its item and of its next
+	pinned.Pin(&calls[0])
+	fill := func(list []C.trivium_attend, item *attendItem) {
 		for h := range list {
 			call := &list[h]
 			s.fill(call, item.sequence, item.head+int32(h), item.row, item.rows)
@@ -100,6 +99,16 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 				call.partial = (*C.float)(unsafe.Add(partials, 4*(item.partial+int64(h)*item.stride)))
 			}
 		}
+	}
+	err = forEach(ctx, threads, len(p.items), func(worker, i int) {
+		item, room := &p.items[i], calls[2*worker*group:][:2*group]
+		list := room[:item.heads]
+		fill(list, item)
+		// Items take about as long as their neighbours, so that workers take turns.
+		if next := i + threads; next < len(p.items) {
+			fill(room[group:][:1], &p.items[next])
+			list[0].next = &room[group]
+		}
 		C.trivium_run_attend(s.kernels, &list[0], C.int32_t(item.heads), s.scratch[worker])
 	})
 	if err != nil {
@@ -107,7 +116,7 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 	}
 	return forEach(ctx, min(threads, len(p.splits)), len(p.splits), func(worker, i int) {
 		m := &p.splits[i]
-		call := &calls[worker*group]
+		call := &calls[2*worker*group]
 		s.fill(call, m.sequence, m.head, m.row, m.rows)
 		call.partial = (*C.float)(unsafe.Add(partials, 4*m.partial))
 		C.trivium_merge(call, C.int64_t(m.parts))

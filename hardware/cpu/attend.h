@@ -23,15 +23,19 @@ typedef struct {
     int keys;                 // 0: there are no more
 } key_tile;
 
+// Those that rows at the positions [from, to] see.
+static key_tiles tiles_between(const trivium_attend *c, int64_t from, int64_t to) {
+    const trivium_problem *p = c->head->problem;
+    key_tiles k = {.call = c, .low = first_visible(p, from) / PANEL * PANEL, .high = last_visible(p, to, c->head->keys->key.rows)};
+    if (c->block) return k;
+    k.at = max_i64(c->first, k.low);
+    k.end = min_i64(c->last, k.high);
+    return k;
+}
+
 static key_tiles first_tiles(const trivium_attend *c, const tile_rows *t) {
     if (!t->rows) return (key_tiles){.call = c, .block = c->blocks}; // no keys either
-    int64_t low = first_visible(t->problem, t->position[0]) / PANEL * PANEL;
-    int64_t high = last_visible(t->problem, t->position[t->rows - 1], t->head->keys->key.rows);
-    key_tiles k = {.call = c, .low = low, .high = high};
-    if (c->block) return k;
-    k.at = max_i64(c->first, low);
-    k.end = min_i64(c->last, high);
-    return k;
+    return tiles_between(c, t->position[0], t->position[t->rows - 1]);
 }
 
 static key_tile next_tile(key_tiles *k) {
@@ -139,7 +143,7 @@ static void attend_tile(attention *a, key_tile k, key_tile next) {
 #include "pipeline.h"
 #else
 #define pipeline_takes(a, tiles) 0
-#define attend_pipelined(a, tiles) ((void)0)
+#define attend_pipelined(a, c, tiles) ((void)0)
 #endif
 
 static void finish_row(const trivium_attend *c, attention *a, int r) {
@@ -189,7 +193,7 @@ static void attend_but(const trivium_attend *c, int32_t count, const trivium_res
         if (!pipelined) memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
         vf_store(a.sum + r * LANES, vf_set1(0));
     }
-    if (pipelined) attend_pipelined(&a, &tiles);
+    if (pipelined) attend_pipelined(&a, c, &tiles);
     else for (k = next_tile(&tiles); k.keys && !cancelled(p); k = next) {
         next = next_tile(&tiles);
         attend_tile(&a, k, next);

@@ -33,8 +33,15 @@ VF vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256
 VF __m512d vf_low(vf x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); } // the first half in float64
 VF __m512d vf_high(vf x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
 VF void vf_store_f16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
-// To the nearest even; NaN is 0x7fc0. (vcvtneps2bf16 would flush subnormals.)
+// To the nearest even; NaN is 0x7fc0.
 VF void vf_store_bf16(uint16_t *p, vf x) {
+#ifdef __AVX512BF16__
+    enum { QUIET_NAN = 0x01, SUBNORMAL = 0x20, SIGNALLING_NAN = 0x80 }; // it would flush these, or keep their bits
+    if (__builtin_expect(!_mm512_fpclass_ps_mask(x, QUIET_NAN | SUBNORMAL | SIGNALLING_NAN), 1)) {
+        _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+        return;
+    }
+#endif
     __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     __m512i nan = _mm512_set1_epi32(0x7fc0);

@@ -76,7 +76,10 @@ static void pack_keys(uint16_t *to, const trivium_problem *p, const trivium_keys
                 block[r] = r < have ? _mm512_castsi512_ps(first_columns(from + r * stride + i, cols - i)) : vf_set1(0);
         }
         vf_transpose(block);
-        for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
+        for (int r = 0; r < PANEL; r++) {
+            vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
+            __builtin_prefetch(to + (depth + i) * PANEL + r * 2 * PANEL, 1, 2); // the next panel
+        }
     }
 }
 
@@ -97,6 +100,8 @@ static int pack_values(uint16_t *to, const trivium_problem *p, const trivium_key
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(even, exponent), exponent);
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(odd, exponent), exponent);
             uint16_t *pairs = to + (j * TILE + r) * PANEL;
+            __builtin_prefetch(pairs + 16 * PANEL, 1, 2); // both lines' successors, eight rows on
+            if (left > PANEL) __builtin_prefetch(pairs + (TILE + 16) * PANEL, 1, 2);
             _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, low, odd));
             if (left > PANEL) _mm512_storeu_si512(pairs + TILE * PANEL, _mm512_permutex2var_epi16(even, high, odd));
         }
@@ -113,15 +118,17 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
 
 // --- exponentials ---
 
-// exp2 to 2.6e-6, since the result is rounded to bfloat16.
-INLINE vf exp2_short(vf x) {
+// 2^(x - floor(x)) to 2.6e-6, since the result is rounded to bfloat16.
+INLINE vf exp2_of_fraction(vf x) {
     vf r = vf_fraction(x);
     vf y = vf_fma(vf_set1(0x1.bb7cd4p-7f), r, vf_set1(0x1.aa13f2p-5f));
     y = vf_fma(y, r, vf_set1(0x1.ee798ap-3f));
     y = vf_fma(y, r, vf_set1(0x1.62d166p-1f));
-    y = vf_fma(y, r, vf_set1(0x1.00002cp+0f));
-    return vf_scale(y, x);
+    return vf_fma(y, r, vf_set1(0x1.00002cp+0f));
 }
+INLINE vf exp2_short(vf x) { return vf_scale(exp2_of_fraction(x), x); }
+// The same where the processor flushes results below 2^-126 to zero.
+INLINE vf exp2_flushed(vf x) { return _mm512_scalef_ps(exp2_of_fraction(x), x); }
 
 #define exp2_score exp2_short
 

@@ -19,11 +19,18 @@ typedef struct {
     int from, chunks;         // rows [from, from + STRIP)
     int begins;               // nothing has been summed up for its rows
     int hidden;               // some row does not see some of the keys
+    int asks;                 // the lines of memory that each group of rows asks for
     key_tile tile;
-    const char *ahead_key, *ahead_value; // what a group of rows asks for: so many lines of each
-    int ahead_keys, ahead_values;
     uint16_t *weight;         // [STRIP, TILE]
 } pass;
+
+// Rows of memory that will be needed, of so many lines each.
+typedef struct {
+    const char *row;
+    int64_t stride;           // bytes
+    int rows, lines, line;
+    int write;
+} region;
 
 typedef struct {
     attention *a;
@@ -39,6 +46,8 @@ typedef struct {
     int chunk;                // -1: none
     pass valued;              // whose products with values remain from column pair `column` on
     int column;
+    region wanted[2 * TOGETHER + 2]; // to be asked for from number `asking` on
+    int wants, asking;
 } pipeline;
 
 static inline float reference_for(float top, float unit) {
@@ -48,12 +57,31 @@ static inline float reference_for(float top, float unit) {
 static void hide_chunk(const pipeline *l, float *score) {
     const tile_rows *t = &l->a->tile;
     const pass *w = &l->weighed;
-    int64_t k0 = w->tile.k0 + l->chunk * CHUNK;
-    for (int r = 0; r < STRIP && w->from + r < t->rows; r++) {
-        int64_t m = t->position[w->from + r], from = first_visible(t->problem, m) - k0;
-        int64_t to = last_visible(t->problem, m, w->tile.k0 + w->tile.keys) - k0;
-        for (int64_t j = 0; j < min_i64(from, CHUNK); j++) score[r * CHUNK + j] = -INFINITY;
-        for (int64_t j = max_i64(to, 0); j < CHUNK; j++) score[r * CHUNK + j] = -INFINITY;
+    int64_t k0 = w->tile.k0 + l->chunk * CHUNK, end = w->tile.k0 + w->tile.keys;
+    int rows = t->rows - w->from < STRIP ? t->rows - w->from : STRIP;
+    const int64_t *position = t->position + w->from;
+    if (first_visible(t->problem, position[rows - 1]) <= k0 && last_visible(t->problem, position[0], end) >= k0 + CHUNK) return;
+    vf hidden = vf_set1(-INFINITY);
+    for (int r = 0; r < rows; r++) {
+        int64_t from = max_i64(first_visible(t->problem, position[r]) - k0, 0), to = last_visible(t->problem, position[r], end) - k0;
+        uint32_t seen = to >= CHUNK ? ~0u : to > 0 ? (1u << to) - 1 : 0;
+        seen &= from < CHUNK ? ~0u << from : 0;
+        _mm512_mask_storeu_ps(score + r * CHUNK, (__mmask16)~seen, hidden);
+        _mm512_mask_storeu_ps(score + r * CHUNK + LANES, (__mmask16)(~seen >> LANES), hidden);
+    }
+}
+
+// Asks for the next so many lines of what is wanted.
+INLINE void ask(pipeline *l, int lines) {
+    for (; lines > 0 && l->asking < l->wants; lines--) {
+        region *w = &l->wanted[l->asking];
+        const char *line = w->row + w->line * LINE;
+        if (w->write) __builtin_prefetch(line, 1, 2);
+        else __builtin_prefetch(line, 0, 2);
+        if (++w->line < w->lines) continue;
+        w->line = 0;
+        w->row += w->stride;
+        l->asking += !--w->rows;
     }
 }
 
@@ -86,26 +114,35 @@ INLINE void chunk_exponents(vf x[2 * GROUP], const pipeline *l, const float *sco
     }
 }
 
+// exp2 of the scores of a group, to 2.6e-6; part: what each row adds to its sum.
+INLINE void group_exponents(vf x[2 * GROUP], vf part[GROUP], const pipeline *l, const float *score, int group) {
+    chunk_exponents(x, l, score, group);
+#pragma GCC unroll 4
+    for (int r = 0; r < GROUP; r++) {
+        x[2 * r] = exp2_flushed(x[2 * r]);
+        x[2 * r + 1] = exp2_flushed(x[2 * r + 1]);
+        part[r] = vf_add(x[2 * r], x[2 * r + 1]);
+    }
+}
+
 // The weights of four rows of a chunk.
 INLINE void weigh_group(pipeline *l, const float *score, int group) {
-    vf x[2 * GROUP], top;
-    chunk_exponents(x, l, score, group);
-    top = vf_max(vf_max(vf_max(x[0], x[1]), vf_max(x[2], x[3])), vf_max(vf_max(x[4], x[5]), vf_max(x[6], x[7])));
-    if (__builtin_expect(vf_any_above(top, vf_set1(SLACK)), 0)) {
+    vf x[2 * GROUP], part[GROUP];
+    group_exponents(x, part, l, score, group);
+    // Of the sums, which are fewer: two weights of 2^(SLACK - 1) look without need.
+    vf top = vf_max(vf_max(part[0], part[1]), vf_max(part[2], part[3]));
+    if (__builtin_expect(vf_any_above(top, vf_set1(1 << SLACK)), 0)) {
         raise_tops(l, score, group);
-        chunk_exponents(x, l, score, group);
+        group_exponents(x, part, l, score, group);
     }
     float *sum = l->a->sum + (l->weighed.from + group) * LANES;
     uint16_t *weight = l->weighed.weight + group * TILE + l->chunk * CHUNK;
 #pragma GCC unroll 4
     for (int r = 0; r < GROUP; r++) {
-        vf low = exp2_short(x[2 * r]), high = exp2_short(x[2 * r + 1]);
-        vf_store(sum + r * LANES, vf_add(vf_load(sum + r * LANES), vf_add(low, high)));
-        _mm512_storeu_si512(weight + r * TILE, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        vf_store(sum + r * LANES, vf_add(vf_load(sum + r * LANES), part[r]));
+        _mm512_storeu_si512(weight + r * TILE, (__m512i)_mm512_cvtne2ps_pbh(x[2 * r + 1], x[2 * r]));
     }
-    pass *w = &l->weighed;
-    for (int i = 0; i < w->ahead_keys; i++, w->ahead_key += LINE) __builtin_prefetch(w->ahead_key, 0, 2);
-    for (int i = 0; i < w->ahead_values; i++, w->ahead_value += LINE) __builtin_prefetch(w->ahead_value, 0, 2);
+    ask(l, l->weighed.asks);
 }
 
 // Does its share of exponentials after each step of products.
@@ -179,9 +216,10 @@ static void pass_on(pipeline *l) {
 
 // Scores a chunk (NULL: none), weighs that before, and does a share of the products with values.
 static void stage(pipeline *l, const pass *p, int chunk) {
-    int panels = value_panels(l->a->tile.problem), columns = (panels / 2 + CHUNKS - 1) / CHUNKS;
+    // Until the next pass has been weighed: the chunks left of this one, and the first of the next.
+    int left = (value_panels(l->a->tile.problem) - l->column) / 2, stages = p && chunk ? p->chunks - chunk + 1 : 1;
+    int columns = (left + stages - 1) / stages;
     float *before = l->chunk < 0 ? NULL : l->score[l->stages % 2 == 0];
-    columns = columns < (panels - l->column) / 2 ? columns : (panels - l->column) / 2;
     shares s = {.steps = (p ? (int)padded_dim(l->a->tile.problem) / DEPTH : 0) + columns * l->valued.chunks};
     if (before && l->weighed.hidden) hide_chunk(l, before);
     MEMORY_BARRIER();
@@ -204,14 +242,38 @@ static int pipeline_takes(const attention *a, key_tiles tiles) {
     return 1;
 }
 
-// Makes the groups of a pass ask for one of so many parts of a tile.
-static void ask_ahead(pass *p, const tile_rows *t, key_tile k, int part, int parts) {
-    int groups = p->chunks * (STRIP / GROUP) * parts;
-    if (!groups || !k.keys) return;
-    p->ahead_keys = (int)(k.keys * padded_dim(t->problem) * 2 / LINE + groups - 1) / groups;
-    p->ahead_values = (TILE * PANEL * value_panels(t->problem) * 2 / LINE + groups - 1) / groups;
-    p->ahead_key = (const char *)key_panel(t->problem, t->keys, t->problem->band->key, k.k0) + (long)part * groups / parts * p->ahead_keys * LINE;
-    p->ahead_value = (const char *)value_row(t->problem, t->keys, k.k0 / TILE * TILE) + (long)part * groups / parts * p->ahead_values * LINE;
+static void want(pipeline *l, const void *data, int64_t stride, int rows, int64_t bytes, int write) {
+    if (rows > 0) l->wanted[l->wants++] = (region){.row = data, .stride = stride, .rows = rows, .lines = (int)((bytes + LINE - 1) / LINE), .write = write};
+}
+
+static void want_tile(pipeline *l, const trivium_head *h, key_tile k) {
+    const trivium_problem *p = h->problem;
+    if (!k.keys || !h->keys->packed) return;
+    want(l, key_panel(p, h->keys, p->band->key, k.k0), 0, 1, k.keys * padded_dim(p) * 2, 0);
+    want(l, value_row(p, h->keys, k.k0 / TILE * TILE), 0, 1, (int64_t)TILE * PANEL * value_panels(p) * 2, 0);
+}
+
+static void want_rows(pipeline *l, const trivium_matrix *m, int64_t row, int64_t rows, int write) {
+    int64_t bytes = dtype_bytes(m->dtype);
+    want(l, (char *)m->data + row * m->stride * bytes, m->stride * bytes, (int)rows, m->cols * bytes, write);
+}
+
+// What the last tiles of a call ask for: room for its output, and the queries and first tiles of the next call.
+static void want_next(pipeline *l, const trivium_attend *c) {
+    if (!c->partial) want_rows(l, &c->output, c->row, c->rows, 1);
+    const trivium_attend *n = c->next;
+    if (!n || !n->rows) return;
+    want_rows(l, &n->head->query, n->row, n->rows, 0);
+    key_tiles tiles = tiles_between(n, n->head->offset + n->row, n->head->offset + n->row + n->rows - 1);
+    key_tile k;
+    for (int i = 0; i < TOGETHER && (k = next_tile(&tiles)).keys; i++) want_tile(l, n->head, k);
+}
+
+// Lines that each of so many groups is to ask for.
+static int asks_of(const pipeline *l, int64_t groups) {
+    int64_t lines = groups - 1;
+    for (int i = 0; i < l->wants; i++) lines += (int64_t)l->wanted[i].rows * l->wanted[i].lines;
+    return groups > 0 ? (int)(lines / groups) : 0;
 }
 
 static int some_tiles(key_tiles *tiles, key_tile *some) {
@@ -220,7 +282,7 @@ static int some_tiles(key_tiles *tiles, key_tile *some) {
     return count;
 }
 
-static void attend_pipelined(attention *a, key_tiles *tiles) {
+static void attend_pipelined(attention *a, const trivium_attend *c, key_tiles *tiles) {
     pipeline l;
     tile_rows *t = &a->tile;
     int rows = (int)round_up(t->rows, STRIP);
@@ -243,10 +305,16 @@ static void attend_pipelined(attention *a, key_tiles *tiles) {
         l.reference[r] = reference_for(-INFINITY, l.unit);
         l.shrink[r] = 1;
     }
+    unsigned control = _mm_getcsr();
+    _mm_setcsr(control | _MM_FLUSH_ZERO_ON); // as exp2_flushed wants it
     key_tile near[TOGETHER], far[TOGETHER];
     int strips = rows / STRIP;
     for (int count = some_tiles(tiles, near), more; count && !cancelled(t->problem); count = more) {
         more = some_tiles(tiles, far);
+        l.wants = l.asking = 0;
+        for (int i = 0; i < more; i++) want_tile(&l, t->head, far[i]);
+        if (!more) want_next(&l, c);
+        int asks = asks_of(&l, (int64_t)(strips - 1) * count * CHUNKS * STRIP / GROUP);
         for (int from = 0; from < t->rows; from += STRIP)
             for (int i = 0; i < count; i++) {
                 t->from = from;
@@ -254,7 +322,7 @@ static void attend_pipelined(attention *a, key_tiles *tiles) {
                 set_limits(t, near[i].k0, near[i].keys);
                 pass p = {.from = from, .chunks = t->limit[0] / CHUNK, .tile = near[i], .weight = t->weight + l.passes % 2 * STRIP * TILE};
                 p.hidden = hides_keys(t, p.tile.k0, p.tile.keys);
-                if (from && i < more) ask_ahead(&p, t, far[i], from / STRIP - 1, strips - 1);
+                p.asks = from ? asks : 0; // the first strip brings its own keys
                 for (int chunk = 0; chunk < p.chunks; chunk++) stage(&l, &p, chunk);
                 l.passes += p.chunks > 0;
             }
@@ -262,6 +330,7 @@ static void attend_pipelined(attention *a, key_tiles *tiles) {
     }
     stage(&l, NULL, 0);
     finish_values(&l);
+    _mm_setcsr(control);
     for (int from = 0; from < rows; from += STRIP)
         if (!l.begun[from / STRIP]) memset(a->out + (long)from * a->out_stride, 0, sizeof(float) * STRIP * a->out_stride);
 }

@@ -76,7 +76,7 @@ typedef struct {
 
 // Rows [row, row+rows) of a head against the keys of the blocks
 // block[0..blocks), or, where block is NULL, the keys [first, last).
-typedef struct {
+typedef struct trivium_attend {
     const trivium_head *head;
     trivium_matrix output;      // as query; dtype of the query
     float *lse;                 // [query rows] natural log, the sink included; NULL: not wanted
@@ -87,6 +87,8 @@ typedef struct {
     int64_t row, rows;
     int64_t first, last;        // first a multiple of TRIVIUM_PACK_ROWS
     float sink;                 // a logit; -INFINITY: none
+    const struct trivium_attend *next; // what the thread will probably be called with next, in the first of
+                                // the calls: its memory may be asked for early; NULL: not known
 } trivium_attend;
 
 // Rows [row, row+rows) of a head against all visible keys. columns[j] is the

@@ -1,10 +1,19 @@
 """Attention kernels against PyTorch, in one process on the same threads.
 
-Each round runs the peer and every operation once, in turn, so that what else
-the machine does meets all alike; the medians over the rounds are compared. With
---processor the least processor time is compared instead, which other programs do
-not count into: for one thread, since threads that wait for others count too.
-Prints a line of JSON for each shape. Build the library first:
+Each round runs the peers and every operation once, in turn, so that what else
+the machine does meets all alike. Ratios are taken within a round; they and the
+times are given as [median, least, most]. With --processor the least processor
+time is compared instead, which other programs do not count into: for one thread,
+since threads that wait for others count too.
+
+All sides make a new output in each call, and a pause before each lets the
+threads of the operation before fall asleep: OpenMP's spin for a while, on
+processors that ours would want. flex_attention is compiled and called before;
+it gets the blocks wholly seen as full and those of the diagonal as partial.
+Shares are of the matrix product of the same round, and count the pairs that are
+seen. "bound_over_flex" is what a kernel at .95 of that product would make.
+
+Prints a line of JSON. Build the library first:
 
     go build -buildmode=c-shared -o build/bench/libshared.so ./tests/bench/cpu/shared
     python tests/bench/cpu/attention.py build/bench/libshared.so --n 8192 --dim 128
@@ -20,7 +29,7 @@ import numpy as np
 import torch
 
 BLOCK = 128
-INDEX = ("representative", "row_mass_32", "pool", "squares_16", "squares_8", "mean_scores")
+PAUSE = 0.01  # seconds
 DTYPES = {"float32": (torch.float32, 0), "bfloat16": (torch.bfloat16, 1), "float16": (torch.float16, 2)}
 
 
@@ -87,17 +96,29 @@ def compiled_flex(q, k, v, rowptr, columns):
 
 
 def rounds(count, operations):
-    """Seconds of each operation, run in turn, as medians by the wall clock and as the least
-    processor time; one round warms up."""
+    """Seconds of each operation in each round, run in turn, by the wall clock and of the
+    processor; one round warms up."""
     walls, processor = {name: [] for name in operations}, {name: [] for name in operations}
     for r in range(count + 1):
         for name, run in operations.items():
+            time.sleep(PAUSE)
             start, before = time.perf_counter(), time.process_time()
             run()
             if r:
                 walls[name].append(time.perf_counter() - start)
                 processor[name].append(time.process_time() - before)
-    return {name: statistics.median(t) for name, t in walls.items()}, {name: min(t) for name, t in processor.items()}
+    return walls, {name: [min(t)] * count for name, t in processor.items()}
+
+
+def spread(values, digits):
+    return [round(f(values), digits) for f in (statistics.median, min, max)]
+
+
+def seen_pairs(n, rows, heads, mask=None):
+    """Pairs of positions that are seen, causal, as far as a mask keeps them."""
+    if mask is None:
+        return heads * sum(range(n - rows + 1, n + 1))
+    return (len(mask[1]) - heads * n // BLOCK) * BLOCK**2 + heads * n // BLOCK * BLOCK * (BLOCK + 1) // 2
 
 
 def main():
@@ -110,11 +131,12 @@ def main():
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--density", type=float, nargs="+", default=[0.1])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processor", action="store_true", help="compare processor time; for one thread")
-    parser.add_argument("--flex", action="store_true", help="also compiled flex_attention, on the same mask (needs a C++ compiler)")
+    parser.add_argument("--flex", action="store_true", help="also compiled flex_attention, on the same masks (needs a C++ compiler)")
+    parser.add_argument("--skip-index", action="store_true", help="attention alone")
     a = parser.parse_args()
     if a.processor and a.threads != 1:
         parser.error("--processor is for --threads 1")
@@ -125,32 +147,43 @@ def main():
     dtype, number = DTYPES[a.dtype]
     q = torch.randn(a.heads, rows, a.dim).to(dtype)
     k, v = (torch.randn(a.kv_heads, a.n, a.dim).to(dtype) for _ in range(2))
-    out = torch.empty_like(q)
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (q, k, v, out)]
     shape = (a.heads, a.kv_heads, rows, a.n, a.dim, number, a.threads)
-    rowptr, columns, density = random_mask(np.random.default_rng(0), a.heads, a.n, a.density)
-    mask = (BLOCK, rowptr.ctypes.data_as(ctypes.c_void_p), columns.ctypes.data_as(ctypes.c_void_p))
+    group = a.heads // a.kv_heads
+    masks, densities = {}, {}
+    if rows == a.n:
+        for density in a.density:
+            rowptr, columns, kept = random_mask(np.random.default_rng(0), a.heads, a.n, density)
+            name = f"sparse_{density:g}"
+            masks[name], densities[name] = (rowptr, columns), round(kept, 4)
 
     def check(status):
         if status:
             raise SystemExit("the library refused: see its code")
 
-    check(lib.OpenProblem(a.isa.encode(), *pointers, *shape))
+    def opened():
+        out = torch.empty_like(q)
+        check(lib.OpenProblem(a.isa.encode(), *(ctypes.c_void_p(t.data_ptr()) for t in (q, k, v, out)), *shape))
+        return out
 
-    def prepared(*call):
+    def attended(mask=None):
+        out = opened()
         check(lib.Prepare())
-        check(lib.Attend(*call))
+        check(lib.Attend(0, None, None) if mask is None else lib.Attend(BLOCK, *(x.ctypes.data_as(ctypes.c_void_p) for x in mask)))
         lib.Close()
+        return out
 
-    group = a.heads // a.kv_heads
+    def prepared():
+        out = opened()
+        check(lib.Prepare())
+        lib.Close()
+        return out
+
     sample = sorted({0, rows // 3, rows - 1})
     budget = 2e-5 if dtype == torch.float32 else 2e-2
     errors = {}
-    for name, call, m in (("dense", (0, None, None), None), ("sparse", mask, (rowptr, columns))):
-        if name == "sparse" and rows != a.n:
-            continue
-        prepared(*call)
-        errors[name] = max((out[h, sample].double() - explicit(q, k, v, h, sample, group, m)).abs().max().item() for h in (0, a.heads - 1))
+    for name, mask in {"dense": None, **masks}.items():
+        out = attended(mask)
+        errors[name] = max((out[h, sample].double() - explicit(q, k, v, h, sample, group, mask)).abs().max().item() for h in (0, a.heads - 1))
         if errors[name] > budget:
             raise SystemExit(f"{name} is off by {errors[name]}")
 
@@ -160,21 +193,42 @@ def main():
     operations = {
         "gemm": lambda: x @ y,
         "sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(*wide, **causal, enable_gqa=group > 1),
-        "dense": lambda: prepared(0, None, None),
-        "prepare": lambda: (check(lib.Prepare()), lib.Close()),
+        "dense": attended,
+        "prepare": prepared,
     }
-    if rows == a.n:
-        operations["sparse"] = lambda: prepared(*mask)
-    if a.flex:
-        operations["flex_sparse"], operations["flex_dense"] = compiled_flex(*wide, rowptr, columns)
-        difference = (operations["flex_sparse"]()[0].float() - out.float()).abs().max().item()
-        if difference > 10 * budget:  # out is that of our own sparse call
+    for name, mask in masks.items():
+        operations[name] = lambda mask=mask: attended(mask)
+        if not a.flex:
+            continue
+        operations[name + "_flex"], operations["dense_flex"] = compiled_flex(*wide, *mask)
+        difference = (operations[name + "_flex"]()[0].float() - attended(mask).float()).abs().max().item()
+        if difference > 10 * budget:
             raise SystemExit(f"flex_attention differs by {difference}: it has another mask")
-        errors["flex_sparse"] = difference
-    check(lib.OpenProblem(a.isa.encode(), *pointers, *shape))
+        errors[name + "_flex"] = difference
     walls, processor = rounds(a.rounds, operations)
+    times = processor if a.processor else walls
+    pairs = {"sdpa": seen_pairs(a.n, rows, a.heads), "dense": seen_pairs(a.n, rows, a.heads)}
+    pairs |= {name: seen_pairs(a.n, rows, a.heads, mask) for name, mask in masks.items()}
+    peak = [2 * 2048**3 / t for t in times["gemm"]]
+    share = {name: spread([4 * a.dim * pairs[name] / t / p for t, p in zip(times[name], peak, strict=True)], 3) for name in pairs}
+    over = lambda name, peer: spread([p / t for p, t in zip(times[peer], times[name], strict=True)], 2)  # noqa: E731
+    result = {"n": a.n, "rows": rows, "dim": a.dim, "heads": [a.heads, a.kv_heads], "dtype": a.dtype, "isa": a.isa or "best", "threads": a.threads,
+              "rounds": a.rounds, "density": densities, "clock": "processor" if a.processor else "wall", "errors": errors, "gemm_gflops": spread([p / 1e9 for p in peak], 1),
+              "ms": {name: spread([1e3 * s for s in t], 3) for name, t in times.items()}, "share_of_gemm": share,
+              "over_sdpa": {name: over(name, "sdpa") for name in ("dense", *masks)}}
+    if a.flex and masks:
+        result["over_flex"] = {name: over(name, name + "_flex") for name in ("dense", *masks)}
+        result["bound_over_flex"] = {name: spread([f * p * 0.95 / (4 * a.dim * pairs[name]) for f, p in zip(times[name + "_flex"], peak, strict=True)], 2) for name in masks}
+    if not a.skip_index:
+        result["index_percent_of_dense"] = index_shares(lib, a, times["dense"], opened, check)
+    print(json.dumps(result))
+
+
+def index_shares(lib, a, dense, opened, check):
+    """What the operations of selecting take, in percent of dense attention."""
+    out = opened()
     check(lib.Prepare())
-    index = rounds(a.rounds, {
+    walls, processor = rounds(a.rounds, {
         "representative": lambda: check(lib.Representative(BLOCK)),
         "row_mass_32": lambda: check(lib.RowMass(32, BLOCK)),
         "pool": lambda: (check(lib.Pool(0, BLOCK)), check(lib.Pool(1, BLOCK))),
@@ -183,21 +237,9 @@ def main():
         "mean_scores": lambda: check(lib.MeanScores(BLOCK)),
     })
     lib.Close()
-    times = {**processor, **index[1]} if a.processor else {**walls, **index[0]}
-    peak = 2 * 2048**3 / times["gemm"]
-    work = 2.0 * a.heads * a.dim * (a.n * a.n if rows == a.n else 2 * rows * a.n)
-    result = {"n": a.n, "rows": rows, "dim": a.dim, "heads": [a.heads, a.kv_heads], "dtype": a.dtype, "isa": a.isa or "best", "threads": a.threads, "clock": "processor" if a.processor else "wall",
-              "density": round(density, 4), "ms": {name: round(t * 1e3, 3) for name, t in times.items()}, "errors": errors,
-              "gemm_gflops": round(peak / 1e9, 1), "sdpa_frac": round(work / times["sdpa"] / peak, 3),
-              "dense_frac": round(work / times["dense"] / peak, 3), "dense_over_sdpa": round(times["sdpa"] / times["dense"], 2)}
-    if "sparse" in times:
-        result["sparse_over_sdpa"] = round(times["sdpa"] / times["sparse"], 2)
-        if a.flex:
-            result["sparse_over_flex"] = round(times["flex_sparse"] / times["sparse"], 2)
-            result["dense_over_flex"] = round(times["flex_dense"] / times["dense"], 2)
-        result["sparse_frac"] = round(work * density / times["sparse"] / peak, 3)
-    result["index_percent_of_dense"] = {name: round(100 * times[name] / times["dense"], 2) for name in INDEX}
-    print(json.dumps(result))
+    del out  # the library wrote to it until here
+    times = processor if a.processor else walls
+    return {name: round(100 * statistics.median(t) / statistics.median(dense), 2) for name, t in times.items()}
 
 
 if __name__ == "__main__":
