@@ -200,10 +200,15 @@ func (a Attention) rotated() (t Tensor, rotations int) {
 
 func (q *Queue) attendHopper(a Attention, args C.AttendArgs) error {
 	rotated, rotations := a.rotated()
-	maps := make([]tensorMap, 4)
-	for i, t := range []Tensor{a.Query, rotated, a.Key, a.Value} {
+	const warpRows = 16 // that a warp writes at once
+	maps := make([]tensorMap, 5)
+	for i, t := range []Tensor{a.Query, rotated, a.Key, a.Value, a.Out} {
+		rows := Tile
+		if i == 4 {
+			rows = warpRows
+		}
 		var err error
-		if maps[i], err = q.device.tensorMap(t, a.Half); err != nil {
+		if maps[i], err = q.device.tensorMap(t, rows, a.Half); err != nil {
 			return err
 		}
 	}

@@ -295,7 +295,7 @@ func (q *Queue) scoreLaunches(s Selection, a *C.IndexArgs) ([]launch, error) {
 	maps := make([]tensorMap, len(tensors))
 	for i, t := range tensors {
 		var err error
-		if maps[i], err = q.device.tensorMap(t, s.Half); err != nil {
+		if maps[i], err = q.device.tensorMap(t, Tile, s.Half); err != nil {
 			return nil, err
 		}
 	}

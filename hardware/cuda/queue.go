@@ -167,9 +167,9 @@ func (t Tensor) validate(name string) error {
 // tensorMap is a CUtensorMap.
 type tensorMap [128]byte
 
-// tensorMap describes boxes of 128 rows and 64 columns of t.
-func (d *Device) tensorMap(t Tensor, half bool) (tensorMap, error) {
-	const float16, bfloat16, box = 6, 9, 128 // CUtensorMapDataType; rows
+// tensorMap describes boxes of so many rows and 64 columns of t.
+func (d *Device) tensorMap(t Tensor, rows int, half bool) (tensorMap, error) {
+	const float16, bfloat16 = 6, 9 // CUtensorMapDataType
 	dtype := C.int(bfloat16)
 	if half {
 		dtype = float16
@@ -179,7 +179,7 @@ func (d *Device) tensorMap(t Tensor, half bool) (tensorMap, error) {
 	for i, s := range []int64{t.Stride, t.StrideH, t.StrideB} {
 		strides[i] = C.uint64_t(max(16, 2*s)) // an axis of length one may have any stride
 	}
-	boxes := [4]C.uint32_t{64, box, 1, 1}
+	boxes := [4]C.uint32_t{64, C.uint32_t(rows), 1, 1}
 	var m tensorMap
 	rc := C.trivium_cuda_tensor_map(d.driver, d.context, unsafe.Pointer(&m), dtype, C.uint64_t(t.Data), &dims[0], &strides[0], &boxes[0])
 	return m, d.check("cuTensorMapEncodeTiled", rc)

@@ -143,7 +143,7 @@ func (q *Queue) SelectFlashPrefill(f FlashPrefill) (Mask, error) {
 	scores := launch{kernel: kernel, entry: "flashprefill_scores", threads: 256, shared: 2 * Tile * dim * 2, args: pointer,
 		grid: [3]int{ceilDiv(int(args.q_blocks), int(args.chunk)), columns, kvGroups}}
 	if q.device.Capability == 90 {
-		queries, err := q.device.tensorMap(f.Query, f.Half)
+		queries, err := q.device.tensorMap(f.Query, Tile, f.Half)
 		if err != nil {
 			return Mask{}, err
 		}

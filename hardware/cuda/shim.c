@@ -278,8 +278,8 @@ int trivium_cuda_tensor_map(const trivium_driver *d, void *context, void *map, i
 
 int trivium_cuda_launch(const trivium_driver *d, void *context, void *function, const unsigned grid[3], unsigned threads,
                         unsigned shared, void *stream, int maps, const void *map, void *args) {
-    _Alignas(64) unsigned char aligned[4][128];
-    void *parameters[5];
+    _Alignas(64) unsigned char aligned[5][128];
+    void *parameters[6];
     CURRENT(d, context);
     for (int i = 0; i < maps; i++) {
         memcpy(aligned[i], (const char *)map + 128 * i, 128);

@@ -48,6 +48,20 @@ __device__ __forceinline__ void tma_load(u32 dst, const TensorMap* map, u32 bar,
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
       ::"r"(dst), "l"((u64)map), "r"(bar), "r"(d), "r"(row), "r"(head), "r"(batch) : "memory");
 }
+// Shared memory written by ordinary stores is visible to copies and products that this thread, or one that it then
+// synchronises with, starts.
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Stores a box, if `on`: a predicate instead of a branch, for which ptxas would serialise the wgmma around it (C7520).
+// Rows and columns behind the end of the tensor are not written; negative ones trap.
+__device__ __forceinline__ void tma_store(bool on, const TensorMap* map, u32 src, int d, int row, int head, int batch) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+      "@p cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n}"
+      ::"l"((u64)map), "r"(src), "r"(d), "r"(row), "r"(head), "r"(batch), "r"((int)on) : "memory");
+}
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until the stores that this thread committed have read shared memory.
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void registers_take() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> __device__ __forceinline__ void registers_give() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 

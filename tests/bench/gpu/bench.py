@@ -247,7 +247,8 @@ def end_to_end(quick, peers, checkout):
 
 
 def errors(peers):
-    """Relative error on random inputs beside the rounding of the output alone, and the peers on the same inputs."""
+    """Relative error on random inputs, and the peers on the same inputs. Beside it that of float32 arithmetic which rounds
+    the output alone, P alone relative to the maximum of its row, and both: what no kernel with 16-bit P goes below."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     for dt in (torch.bfloat16, torch.float16):
         q, k, v = (torch.randn(1, 8, 4096, D, device="cuda").to(dt) for _ in range(3))
@@ -257,6 +258,11 @@ def errors(peers):
         e = lambda x: ((x.float() - want).norm() / want.norm()).item()
         driver.Attend(fp16=dt == torch.float16).prepare(q, k, v, out, lse)()
         row = dict(what="error", dtype=str(dt), ours=e(out), lse=(lse - want_lse).abs().max().item(), output_rounding=e(want.to(dt)))
+        scores = (q.float() @ k.float().transpose(-1, -2) * D ** -0.5).masked_fill(~keep, float("-inf"))
+        p = torch.exp(scores - scores.amax(-1, keepdim=True))
+        rounded = p.to(dt).float() @ v.float() / p.sum(-1, keepdim=True)
+        row.update(p_rounding=e(rounded), both_roundings=e(rounded.to(dt)))
+        del scores, p, rounded
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)) if peers else ():
             with sdpa_kernel(backend):
                 row[name] = e(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))

@@ -222,7 +222,7 @@ class Attend:
     def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, **numbers):
         """q, k, v, out as [batch, heads, n, head_dim]; mask = (row_ptr, cols). Returns a function that launches."""
         a = self.arguments(q, k, v, out, lse, mask, sequences, sinks, **numbers)
-        maps = [tensor_map(q, 128), tensor_map(q if q2 is None else q2, 128), tensor_map(k, 128), tensor_map(v, 128)]
+        maps = [tensor_map(q, 128), tensor_map(q if q2 is None else q2, 128), tensor_map(k, 128), tensor_map(v, 128), tensor_map(out, 16)]
         grid = (min(self.sms, a.batch * a.q_heads * a.q_blocks),)
         tensors = dict(q=q, q2=q if q2 is None else q2, k=k, v=v)
         hold = (out, lse, mask, sequences, sinks)

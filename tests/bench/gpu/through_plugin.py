@@ -2,7 +2,10 @@
 
     python tests/bench/gpu/through_plugin.py [--json FILE]
 
-host      time until the call returns, nothing else on the device (median, 90th percentile)
+host      time until the call returns, nothing else on the device (median, 90th percentile); before it the host has
+          waited for the device, which after some milliseconds makes all that it does several times as slow
+torch     a small call of torch's own attention after as long a wait, for comparison
+queued    time until the call returns, one call after another as a model makes them
 device    time between the first and the last of many calls that were queued behind a long kernel, so that the
           host does not count; the events by which processes wait for each other do
 steady    the same without the long kernel: what a model sees
@@ -26,16 +29,27 @@ import trivium
 DEVICE = "cuda:0"
 
 
-def host_times(call: Callable[[], Any], repeats: int = 300) -> list[float]:
-    """Microseconds until each of many calls returns; the device is idle at its start."""
+def host_times(call: Callable[[], Any], repeats: int = 300, before: Callable[[], Any] = torch.cuda.synchronize) -> list[float]:
+    """Microseconds until each of many calls returns; by default the device is idle at its start."""
     times = []
     for _ in range(repeats):
-        torch.cuda.synchronize()
+        before()
         began = time.perf_counter()
         call()
         times.append(1e6 * (time.perf_counter() - began))
     torch.cuda.synchronize()
     return times
+
+
+def torch_after(call: Callable[[], Any], repeats: int = 100) -> float:
+    """Microseconds until a small call of torch's attention returns, after the device was waited for as behind `call`."""
+    q, k, v = (x.transpose(1, 2) for x in make(256))
+
+    def before() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return statistics.median(host_times(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), repeats, before))
 
 
 def device_time(call: Callable[[], Any], calls: int, ahead: bool) -> float:
@@ -56,10 +70,13 @@ def measure(name: str, call: Callable[[], Any], calls: int = 100) -> dict[str, A
     for _ in range(10):
         call()
     host = host_times(call)
+    beside = torch_after(call)
+    queued = statistics.median(host_times(call, calls, lambda: None))
     device = statistics.median(device_time(call, calls, True) for _ in range(5))
     steady = statistics.median(device_time(call, calls, False) for _ in range(5))
     return {
         "name": name, "host_us": round(statistics.median(host), 1), "host_p90_us": round(sorted(host)[int(0.9 * len(host))], 1),
+        "torch_us": round(beside, 1), "queued_us": round(queued, 1),
         "device_ms": round(device, 4), "steady_ms": round(steady, 4), "gap": round(steady / device - 1, 3),
     }  # fmt: skip
 
@@ -115,18 +132,18 @@ def main() -> None:
     target = parser.parse_args().json
     rows = []
     print(f"{torch.cuda.get_device_name()}: {trivium.doctor().machine.get('cuda:0')}")
-    print(f"{'case':26} {'host us':>8} {'p90':>8} {'device ms':>10} {'steady ms':>10} {'gap':>7}")
+    print(f"{'case':26} {'host us':>8} {'p90':>8} {'torch':>8} {'queued':>8} {'device ms':>10} {'steady ms':>10} {'gap':>7}")
     for name, call, calls in cases():
         row = measure(name, call, calls)
         rows.append(row)
-        print(f"{name:26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f} {row['gap']:7.1%}", flush=True)
+        print(f"{name:26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['torch_us']:8.1f} {row['queued_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f} {row['gap']:7.1%}", flush=True)
     q, k, v = make(8192)
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(  # noqa: E731
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
     )
     row = measure("torch sdpa 8k", sdpa)
     rows.append(row)
-    print(f"{'torch sdpa 8k':26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f}")
+    print(f"{'torch sdpa 8k':26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['torch_us']:8.1f} {row['queued_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f}")
     rows.append(beside_alone())
     print(rows[-1])
     if target:
