@@ -49,7 +49,8 @@ def torch_after(call: Callable[[], Any], repeats: int = 100) -> float:
         call()
         torch.cuda.synchronize()
 
-    return statistics.median(host_times(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), repeats, before))
+    attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # noqa: E731
+    return statistics.median(host_times(attend, repeats, before))
 
 
 def device_time(call: Callable[[], Any], calls: int, ahead: bool) -> float:
@@ -79,6 +80,11 @@ def measure(name: str, call: Callable[[], Any], calls: int = 100) -> dict[str, A
         "torch_us": round(beside, 1), "queued_us": round(queued, 1),
         "device_ms": round(device, 4), "steady_ms": round(steady, 4), "gap": round(steady / device - 1, 3),
     }  # fmt: skip
+
+
+def show(row: dict[str, Any]) -> None:
+    us = " ".join(f"{row[x]:8.1f}" for x in ("host_us", "host_p90_us", "torch_us", "queued_us"))
+    print(f"{row['name']:26} {us} {row['device_ms']:10.4f} {row['steady_ms']:10.4f} {row['gap']:7.1%}", flush=True)
 
 
 def make(n: int, n_q: int | None = None) -> tuple[Any, Any, Any]:
@@ -136,14 +142,14 @@ def main() -> None:
     for name, call, calls in cases():
         row = measure(name, call, calls)
         rows.append(row)
-        print(f"{name:26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['torch_us']:8.1f} {row['queued_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f} {row['gap']:7.1%}", flush=True)
+        show(row)
     q, k, v = make(8192)
     sdpa = lambda: torch.nn.functional.scaled_dot_product_attention(  # noqa: E731
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
     )
     row = measure("torch sdpa 8k", sdpa)
     rows.append(row)
-    print(f"{'torch sdpa 8k':26} {row['host_us']:8.1f} {row['host_p90_us']:8.1f} {row['torch_us']:8.1f} {row['queued_us']:8.1f} {row['device_ms']:10.4f} {row['steady_ms']:10.4f}")
+    show(row)
     rows.append(beside_alone())
     print(rows[-1])
     if target:
