@@ -3,15 +3,12 @@ package cpu
 // #include "support.h"
 import "C"
 
-// fewApart is the rows for each kv head that packing its keys again takes as long
-// as scoring would be faster.
-const fewApart = 64
-
-// scorer is the session that scores so many rows, of all heads, fastest: this one,
-// or the same problem without values where keys for scoring are packed in another
-// way.
-func (s *session) scorer(rows int) (*session, error) {
-	if C.trivium_scored_apart(s.kernels, s.problem) == 0 || rows < fewApart*len(s.keys)*len(s.keys[0]) {
+// scorer is the session that scores: this one, or the same problem without values
+// where keys for scoring are packed in another way. It is the same for few rows as
+// for many, though packing then takes longer than it saves: a chunk of a prompt
+// must get the scores that the whole gets.
+func (s *session) scorer() (*session, error) {
+	if C.trivium_scored_apart(s.kernels, s.problem) == 0 {
 		return s, nil
 	}
 	if s.apart != nil {

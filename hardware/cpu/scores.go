@@ -21,7 +21,6 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 	type part struct{ result, sequence, head, row, rows, floats int } // floats: where its columns and slashes are
 	var results []hardware.RepresentativeScores
 	var parts []part
-	heads := len(s.request.Sequences[0].Query)
 	first := []int{0} // part of each result
 	floats := 0
 	for i := range s.request.Sequences {
@@ -48,7 +47,7 @@ func (s *session) Representative(ctx context.Context, rows int) ([]hardware.Repr
 		return nil, err
 	}
 	sums := unsafe.Slice((*float32)(data), floats)
-	d, err := s.scorer(rows * heads * len(s.request.Sequences))
+	d, err := s.scorer()
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +127,6 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 	results := make([]hardware.RowMass, len(sets))
 	orders := make([][]int32, 2*len(sets)) // rows in rising order, and the places of their results
 	var parts []part
-	total := 0
 	for i, set := range sets {
 		if err := s.checkRows(set); err != nil {
 			return nil, err
@@ -138,7 +136,6 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 		} else {
 			orders[2*i], orders[2*i+1] = sortedRows(set.Rows)
 		}
-		total += len(set.Rows)
 		blocks := (s.request.Sequences[set.Sequence].Key[0].Rows + blockSize - 1) / blockSize
 		results[i] = hardware.RowMass{Mass: make([]float32, len(set.Rows)*blocks), LSE: make([]float32, len(set.Rows))}
 		for first := 0; first < len(set.Rows); first += C.TRIVIUM_QUERY_ROWS {
@@ -151,7 +148,7 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 			&orders[2*parts[a].set][0] == &orders[2*parts[b].set][0]
 	})
 	slices.SortStableFunc(groups, func(a, b []int) int { return cmp.Compare(parts[b[0]].first, parts[a[0]].first) }) // later rows see more keys
-	d, err := s.scorer(total)
+	d, err := s.scorer()
 	if err != nil {
 		return nil, err
 	}
