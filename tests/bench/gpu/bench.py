@@ -248,7 +248,7 @@ def end_to_end(quick, peers, checkout):
 
 def errors(peers):
     """Relative error on random inputs, and the peers on the same inputs. Beside it that of float32 arithmetic which rounds
-    the output alone, P alone relative to the maximum of its row, and both: what no kernel with 16-bit P goes below."""
+    the output alone, P alone relative to the maximum of its row, and both."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     for dt in (torch.bfloat16, torch.float16):
         q, k, v = (torch.randn(1, 8, 4096, D, device="cuda").to(dt) for _ in range(3))
