@@ -24,6 +24,17 @@ INLINE void load_2_2(const float *c, long stride) {
     _tile_loadd(2, c + 4 * stride, stride);
     _tile_loadd(3, c + 4 * stride + 16, stride);
 }
+// Adds the product of 32 rows of a and two panels of b, over 32 columns: tiles 4 and 5 are rows of a, 6 and 7 of b.
+INLINE void multiply_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel) {
+    _tile_loadd(6, b, 64);
+    _tile_loadd(4, a, a_stride);
+    _tile_loadd(7, b + panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
 INLINE void store_2_2(float *c, long stride) {
     _tile_stored(0, c, stride);
     _tile_stored(1, c + 16, stride);

@@ -76,10 +76,7 @@ static void pack_keys(uint16_t *to, const trivium_problem *p, const trivium_keys
                 block[r] = r < have ? _mm512_castsi512_ps(first_columns(from + r * stride + i, cols - i)) : vf_set1(0);
         }
         vf_transpose(block);
-        for (int r = 0; r < PANEL; r++) {
-            vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
-            __builtin_prefetch(to + (depth + i) * PANEL + r * 2 * PANEL, 1, 2); // the next panel
-        }
+        for (int r = 0; r < PANEL; r++) vf_store((float *)(to + i * PANEL + r * 2 * PANEL), block[r]);
     }
 }
 
@@ -100,8 +97,6 @@ static int pack_values(uint16_t *to, const trivium_problem *p, const trivium_key
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(even, exponent), exponent);
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(odd, exponent), exponent);
             uint16_t *pairs = to + (j * TILE + r) * PANEL;
-            __builtin_prefetch(pairs + 16 * PANEL, 1, 2); // both lines' successors, eight rows on
-            if (left > PANEL) __builtin_prefetch(pairs + (TILE + 16) * PANEL, 1, 2);
             _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, low, odd));
             if (left > PANEL) _mm512_storeu_si512(pairs + TILE * PANEL, _mm512_permutex2var_epi16(even, high, odd));
         }

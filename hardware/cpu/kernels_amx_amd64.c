@@ -29,22 +29,13 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 #include "amx.h"
 
 // c[32, 32] (+)= a[32, 32 steps] . b, two panels that lie `panel` elements apart;
-// a_stride and c_stride in bytes. Tiles 0 - 3 are the sums, 4 and 5 rows of a, 6 and 7 of b.
+// a_stride and c_stride in bytes.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel, long steps, float *c,
                                                   long c_stride, int add) {
     MEMORY_BARRIER();
     if (add) load_2_2(c, c_stride);
     else zero_2_2();
-    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) {
-        _tile_loadd(6, b, 64);
-        _tile_loadd(4, a, a_stride);
-        _tile_loadd(7, b + panel, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) multiply_2_2(a, a_stride, b, panel);
     store_2_2(c, c_stride);
     MEMORY_BARRIER();
 }

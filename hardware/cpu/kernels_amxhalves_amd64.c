@@ -15,7 +15,7 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 
 // c[32, 32] (+)= a[32, 32 steps] . b, small products first; a and b are high halves,
 // whose low ones lie a_low and b_low elements on, b two panels that lie `panel`
-// elements apart; strides in bytes. Tiles as in kernels_amx_amd64.c.
+// elements apart; strides in bytes.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
                                                   long steps, float *c, long c_stride, int add) {
     MEMORY_BARRIER();
@@ -23,16 +23,7 @@ static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stri
     else zero_2_2();
     for (int part = 0; part < 3; part++) {
         const uint16_t *x = a + (part == 0 ? a_low : 0), *y = b + (part == 1 ? b_low : 0);
-        for (long k = 0; k < steps; k++, x += DEPTH, y += 16 * DEPTH) {
-            _tile_loadd(6, y, 64);
-            _tile_loadd(4, x, a_stride);
-            _tile_loadd(7, y + panel, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(5, x + 16 * (a_stride / 2), a_stride);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
+        for (long k = 0; k < steps; k++, x += DEPTH, y += 16 * DEPTH) multiply_2_2(x, a_stride, y, panel);
     }
     store_2_2(c, c_stride);
     MEMORY_BARRIER();

@@ -30,10 +30,7 @@ static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {
             vf block[LANES];
             for (int r = 0; r < LANES; r++) block[r] = vf_load(rows + (part * LANES + r) * stride + i);
             vf_transpose(block);
-            for (int r = 0; r < LANES; r++) {
-                vf_store(to + (i + r) * PANEL + part * LANES, block[r]);
-                __builtin_prefetch(to + (dim + i + r) * PANEL + part * LANES, 1, 2); // the next panel
-            }
+            for (int r = 0; r < LANES; r++) vf_store(to + (i + r) * PANEL + part * LANES, block[r]);
         }
     }
     for (; i < dim; i++)
@@ -74,7 +71,6 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
                 vf x = vf_load(from + j * PANEL + i);
                 not_finite = vf_fma(x, zero, not_finite);
                 vf_store(values + (j * TILE + r) * PANEL + i, x);
-                __builtin_prefetch(values + (j * TILE + r + 8) * PANEL + i, 1, 2);
             }
     }
     *chunk_flag(p, k, first) = vf_total(not_finite) != 0; // infinity times 0 is NaN

@@ -6,7 +6,6 @@
 // serves the rows of all heads of a group before the next one's.
 typedef struct {
     tile_rows tile;
-    const trivium_row_mass *call;
     float top[TILE];          // of each row so far
     float *block;             // [blocks, TILE] what the sums are relative to
 } massed_head;
@@ -46,7 +45,6 @@ static void NAME(row_mass)(const trivium_row_mass *c, int32_t count, void *scrat
     int64_t all = c->head->keys->key.rows, blocks = (all + c->block_size - 1) / c->block_size, offset = c->head->offset;
     for (int h = 0; h < count; h++) {
         massed_head *a = &heads[h];
-        a->call = c + h;
         a->block = start_tile(&a->tile, c[h].head, (float *)scratch + h * (tile_floats(p) + row_mass_floats(all)));
         a->tile.score = heads[0].tile.score;
         a->tile.other = heads[0].tile.other;

@@ -201,14 +201,14 @@ func (a Attention) rotated() (t Tensor, rotations int) {
 func (q *Queue) attendHopper(a Attention, args C.AttendArgs) error {
 	rotated, rotations := a.rotated()
 	const warpRows = 16 // that a warp writes at once
-	maps := make([]tensorMap, 5)
-	for i, t := range []Tensor{a.Query, rotated, a.Key, a.Value, a.Out} {
-		rows := Tile
-		if i == 4 {
-			rows = warpRows
-		}
+	boxes := [...]struct {
+		of   Tensor
+		rows int
+	}{{a.Query, Tile}, {rotated, Tile}, {a.Key, Tile}, {a.Value, Tile}, {a.Out, warpRows}}
+	maps := make([]tensorMap, len(boxes))
+	for i, box := range boxes {
 		var err error
-		if maps[i], err = q.device.tensorMap(t, rows, a.Half); err != nil {
+		if maps[i], err = q.device.tensorMap(box.of, box.rows, a.Half); err != nil {
 			return err
 		}
 	}

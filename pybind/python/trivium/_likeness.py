@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +47,9 @@ def draw(system: Any, files: Sequence[File], names: Names, folder: Path, model_k
     if any(names.is_ranks(name.rpartition("/")[2]) for name in sketches):
         chunks = _bridge.run("checkpoint.chunks", {"dir": str(folder), "model_key": model_key}, None)["chunks"] or ()
         archives += [(sketches[c["file"]], c["offset"], c["length"]) for c in chunks if c["file"] in sketches]
-    _in_parallel(lambda a: _archive(*a), archives)
-    return sum(s.bytes_read for s in sketches.values())
-
-
-def _in_parallel(do: Callable[[Any], None], items: Iterable[Any]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(do, items))
+        list(pool.map(lambda a: _archive(*a), archives))
+    return sum(s.bytes_read for s in sketches.values())
 
 
 class _Sketch:

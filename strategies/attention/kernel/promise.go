@@ -93,10 +93,9 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 func (h *Head) keep(r *promise.Result, kept int64) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		bits := h.bits[row*h.words : (row+1)*h.words]
 		for j := low; j < high; j++ {
 			if r.Keep(row, j) {
-				bits[j/64] |= 1 << (j % 64)
+				h.set(row, j)
 			}
 		}
 	}

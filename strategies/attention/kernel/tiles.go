@@ -46,9 +46,12 @@ func (t *Tiles) Diagonal(row int) int { return t.FirstQueryBlock + row }
 func (t *Tiles) Keep(row, column int) {
 	low, high := t.Visible(row)
 	if column >= low && column < high {
-		t.bits[row*t.words+column/64] |= 1 << (column % 64)
+		t.set(row, column)
 	}
 }
+
+// set adds a tile that is known to be visible.
+func (t *Tiles) set(row, column int) { t.bits[row*t.words+column/64] |= 1 << (column % 64) }
 
 // KeepColumn adds a key block for every query block.
 func (t *Tiles) KeepColumn(column int) {
@@ -62,8 +65,8 @@ func (t *Tiles) KeepColumn(column int) {
 	if t.causal {
 		first = max(0, column-t.FirstQueryBlock)
 	}
-	for at := first*t.words + column/64; at < len(t.bits); at += t.words {
-		t.bits[at] |= 1 << (column % 64)
+	for row := first; row < t.QueryBlocks; row++ {
+		t.set(row, column)
 	}
 }
 
@@ -77,8 +80,7 @@ func (t *Tiles) KeepSlash(distance int) {
 	}
 	first := max(0, distance-t.FirstQueryBlock)
 	for row := first; row < min(t.QueryBlocks, t.KeyBlocks-t.FirstQueryBlock+distance); row++ {
-		column := t.Diagonal(row) - distance
-		t.bits[row*t.words+column/64] |= 1 << (column % 64)
+		t.set(row, t.Diagonal(row)-distance)
 	}
 }
 
