@@ -88,12 +88,32 @@ type AttentionRequest struct {
 	ProbeRows  int  // measure coverage on this many random rows of each head; 0: only what is free
 	ForceDense bool // attend to everything, to compare
 
+	// Bound is how the lower bound of coverage is made: BoundNormal, which "" is,
+	// or BoundProven, for which the probe rows are drawn apart from all others.
+	Bound string
+	// Delta is the probability, over the draw of the rows, that a proven bound of a
+	// head does not hold; 0: DefaultDelta.
+	Delta float64
+
 	// On a device the work is started, not awaited: it waits for Ready and reaches
 	// Done. nil: inputs are ready now, and the call returns when the work is done.
 	Ready, Done *tensor.Fence
 	// OmitReport leaves out of the report what would cost a wait for the device.
 	OmitReport bool
 }
+
+// How the lower bound of a head's coverage is made.
+const (
+	// BoundNormal is some standard errors below the mean over the rows: right where
+	// the mean of so many rows is distributed as a normal variable is.
+	BoundNormal = "normal"
+	// BoundProven supposes nothing of the rows' coverage. It fails with probability
+	// delta at most: see strategies/attention/kernel/bound.
+	BoundProven = "proven"
+)
+
+// DefaultDelta is the probability that a proven bound fails, unless asked otherwise.
+const DefaultDelta = 0.01
 
 // Selection is what a strategy chose.
 type Selection struct {
@@ -147,6 +167,13 @@ type HeadReport struct {
 	Coverage      *float64 `json:"coverage,omitempty"`
 	CoverageLower *float64 `json:"coverage_lower,omitempty"` // confidence bound over all rows
 	ProbeRows     int      `json:"probe_rows,omitempty"`
-	JSDistance    *float64 `json:"js_distance,omitempty"` // FlexPrefill's sqrt(JSD)
-	BlocksAdded   int64    `json:"blocks_added,omitempty"`
+	// Bound is how CoverageLower was made, BoundNormal or BoundProven; empty where
+	// there is none. Delta is the probability that a proven one does not hold.
+	Bound string  `json:"bound,omitempty"`
+	Delta float64 `json:"delta,omitempty"`
+	// CoverageLowerAll is a proven bound too: those of all heads of the call hold at
+	// once, but with probability Delta.
+	CoverageLowerAll *float64 `json:"coverage_lower_all,omitempty"`
+	JSDistance       *float64 `json:"js_distance,omitempty"` // FlexPrefill's sqrt(JSD)
+	BlocksAdded      int64    `json:"blocks_added,omitempty"`
 }

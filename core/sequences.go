@@ -145,8 +145,27 @@ func (r *AttentionRequest) validateNumbers() error {
 	if r.Scale == 0 {
 		r.Scale = 1 / math.Sqrt(float64(r.Query.Dim(3)))
 	}
+	if err := r.validateBound(); err != nil {
+		return err
+	}
 	if r.Position != nil {
 		return r.Position.Validate(r.Query.Dim(3))
+	}
+	return nil
+}
+
+func (r *AttentionRequest) validateBound() error {
+	switch r.Bound {
+	case "", BoundNormal:
+		if r.Delta != 0 {
+			return Invalid("", "delta %g with bound %q: want bound %q", r.Delta, BoundNormal, BoundProven)
+		}
+	case BoundProven:
+		if r.Delta != 0 && !(r.Delta > 0 && r.Delta < 1) {
+			return Invalid("", "delta %g: want (0, 1)", r.Delta)
+		}
+	default:
+		return Invalid("", "bound %q: want %q or %q", r.Bound, BoundNormal, BoundProven)
 	}
 	return nil
 }

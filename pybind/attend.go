@@ -36,6 +36,8 @@ type attendRequest struct {
 	Seed      int64       `json:"seed"`
 	WantMask  bool        `json:"want_mask"`
 	ProbeRows int         `json:"probe_rows"`
+	Bound     string      `json:"bound"`
+	Delta     float64     `json:"delta"`
 	Report    bool        `json:"report"`
 
 	Ready *fence `json:"ready"` // on a device
@@ -162,7 +164,7 @@ func (in *attendRequest) call() (*engine, string, *attendCall, error) {
 		QueryOffset: in.QueryOffset, KeyStart: in.KeyStart, KeyEnd: in.KeyEnd, CuSeqlens: in.CuSeqlens,
 		Scale: in.Scale, Causal: in.Causal, Window: in.Window, Softcap: in.Softcap, Sinks: in.Sinks,
 		Params: in.Params, Layer: in.Layer, Threads: in.Threads, Seed: in.Seed,
-		WantMask: in.WantMask, ProbeRows: in.ProbeRows,
+		WantMask: in.WantMask, ProbeRows: in.ProbeRows, Bound: in.Bound, Delta: in.Delta,
 		Ready: in.Ready.fence(), Done: in.Done.fence(), OmitReport: !in.Report,
 	}}
 	if err := tensors(namedArray{"query", in.Query, &req.Query}, namedArray{"key", in.Key, &req.Key},

@@ -97,6 +97,7 @@ var heads = rapid.Custom(func(t *rapid.T) core.HeadReport {
 		Kept: rapid.Int64().Draw(t, "kept"), Blocks: rapid.Int64().Draw(t, "blocks"), Density: numbers.Draw(t, "density"),
 		Coverage: optional.Draw(t, "coverage"), CoverageLower: optional.Draw(t, "lower"), ProbeRows: counts.Draw(t, "rows"),
 		JSDistance: optional.Draw(t, "js"), BlocksAdded: rapid.Int64().Draw(t, "added"),
+		Bound: texts.Draw(t, "bound"), Delta: numbers.Draw(t, "delta"), CoverageLowerAll: optional.Draw(t, "lower_all"),
 	}
 })
 
@@ -158,6 +159,10 @@ var attentionRequests = rapid.Custom(func(t *rapid.T) *core.AttentionRequest {
 		Params: paramSets.Draw(t, "params"), Layer: rapid.IntRange(-1, maxCount-1).Draw(t, "layer"), Threads: counts.Draw(t, "threads"),
 		Seed: rapid.Int64().Draw(t, "seed"), WantMask: rapid.Bool().Draw(t, "want_mask"), ProbeRows: counts.Draw(t, "probe_rows"),
 		ForceDense: rapid.Bool().Draw(t, "force_dense"),
+		Bound:      rapid.SampledFrom([]string{"", core.BoundNormal, core.BoundProven}).Draw(t, "bound"),
+	}
+	if req.Bound == core.BoundProven {
+		req.Delta = rapid.Float64Range(0, 0.99).Draw(t, "delta")
 	}
 	if rapid.Bool().Draw(t, "lse") {
 		req.LSE = make(tensor.Float32, batch, kvHeads*group, qLen)

@@ -46,7 +46,7 @@ func EncodeHeads(heads []core.HeadReport) []*pb.HeadReport {
 		messages[i] = &pb.HeadReport{
 			Sequence: int64(h.Sequence), Head: int64(h.Head), Pattern: h.Pattern, KeptBlocks: h.Kept, Blocks: h.Blocks,
 			Density: h.Density, Coverage: h.Coverage, CoverageLower: h.CoverageLower, ProbeRows: int64(h.ProbeRows),
-			JsDistance: h.JSDistance, BlocksAdded: h.BlocksAdded,
+			JsDistance: h.JSDistance, BlocksAdded: h.BlocksAdded, Bound: h.Bound, Delta: h.Delta, CoverageLowerAll: h.CoverageLowerAll,
 		}
 	}
 	return messages
@@ -80,13 +80,13 @@ func decodeHead(m *pb.HeadReport) (core.HeadReport, error) {
 	if err != nil {
 		return core.HeadReport{}, err
 	}
-	if err := finite("report of a head", m.GetDensity(), m.GetCoverage(), m.GetCoverageLower(), m.GetJsDistance()); err != nil {
+	if err := finite("report of a head", m.GetDensity(), m.GetCoverage(), m.GetCoverageLower(), m.GetJsDistance(), m.GetDelta(), m.GetCoverageLowerAll()); err != nil {
 		return core.HeadReport{}, err
 	}
 	rows, err := count("probe_rows", m.GetProbeRows(), 0)
 	return core.HeadReport{
 		Sequence: sequence, Head: head, Pattern: m.GetPattern(), Kept: m.GetKeptBlocks(), Blocks: m.GetBlocks(),
 		Density: m.GetDensity(), Coverage: m.Coverage, CoverageLower: m.CoverageLower, ProbeRows: rows,
-		JSDistance: m.JsDistance, BlocksAdded: m.GetBlocksAdded(),
+		JSDistance: m.JsDistance, BlocksAdded: m.GetBlocksAdded(), Bound: m.GetBound(), Delta: m.GetDelta(), CoverageLowerAll: m.CoverageLowerAll,
 	}, err
 }

@@ -349,13 +349,45 @@ func TestEnforcedCoverageOfAMask(t *testing.T) {
 	}
 }
 
+// A proven bound is below the coverage over all rows, for every strategy: delta
+// is small enough for these draws never to trip it.
+func TestProvenCoverage(t *testing.T) {
+	for _, c := range strategies {
+		t.Run(c.name, func(t *testing.T) {
+			s := c.make(kernel.New(backends.Best(t)))
+			req := newRequest(6, c.params)
+			req.Bound, req.Delta, req.ProbeRows = core.BoundProven, 1e-9, req.Query.Dim(2)
+			truth := attend(t, s, req).Report.Heads // all rows
+			for _, h := range truth {
+				if h.Density < 1 && !(math.Abs(*h.CoverageLower-*h.Coverage) < 1e-9 && *h.CoverageLowerAll == *h.CoverageLower) {
+					t.Errorf("head %d: coverage of all rows %g, bounds %g and %g", h.Head, *h.Coverage, *h.CoverageLower, *h.CoverageLowerAll)
+				}
+			}
+			for req.Seed = range 3 {
+				req.ProbeRows = 300
+				for i, h := range attend(t, s, req).Report.Heads {
+					if h.Bound != core.BoundProven || h.Delta != 1e-9 || !(*h.CoverageLowerAll <= *h.CoverageLower && *h.CoverageLower <= *truth[i].Coverage+1e-6) {
+						t.Errorf("seed %d, head %d: bounds %g and %g (%s, delta %g), coverage over all rows %g",
+							req.Seed, h.Head, *h.CoverageLower, *h.CoverageLowerAll, h.Bound, h.Delta, *truth[i].Coverage)
+					}
+					if h.Density < 1 && !(*h.CoverageLower > *h.Coverage-0.3) {
+						t.Errorf("seed %d, head %d: bound %g of %g proves nothing", req.Seed, h.Head, *h.CoverageLower, *h.Coverage)
+					}
+				}
+			}
+		})
+	}
+}
+
 // Reports are JSON on their way to the caller, which has no NaN.
 func TestNaNStaysOutOfReports(t *testing.T) {
 	for _, c := range strategies {
 		req := newRequest(7, c.params)
 		request.Fill(req.Query, func([4]int) float64 { return math.NaN() })
 		for _, rows := range []int{0, 64} {
-			req.ProbeRows = rows
+			if req.ProbeRows = rows; rows > 0 {
+				req.Bound = core.BoundProven
+			}
 			response := attend(t, c.make(kernel.New(backends.Best(t))), req)
 			if _, err := json.Marshal(response.Report); err != nil {
 				t.Errorf("%s, %d probe rows: %v", c.name, rows, err)

@@ -111,6 +111,27 @@ def test_output_is_attention_over_the_kept_blocks(strategy: str, params: dict[st
     assert trivium.select(q, k, strategy=strategy, **params) == report.mask
 
 
+def test_reports_say_how_their_bound_was_made(rng: np.random.Generator) -> None:
+    q, k, v = tensors(rng, q_len=300)
+    call: dict[str, Any] = {"strategy": "streaming", "block_size": 16, "sink": 16, "recent": 32, "return_report": True}
+    normal = trivium.attention(q, k, v, probe_rows=100, **call)[1]
+    assert {(h.bound, h.delta, h.coverage_lower_all) for h in normal.heads} == {("normal", 0.0, None)} and normal.proven is None
+    every = trivium.attention(q, k, v, probe_rows=300, bound="proven", **call)[1]
+    for h in every.heads:
+        assert h.bound == "proven" and h.delta == 0.01
+        assert h.coverage_lower == pytest.approx(h.coverage) == h.coverage_lower_all, "all rows prove their mean"
+    some = trivium.attention(q, k, v, probe_rows=100, bound="proven", delta=1e-6, **call)[1]
+    for h, all_rows in zip(some.heads, every.heads, strict=True):
+        assert h.delta == 1e-6 and h.probe_rows == 100
+        assert 0 < h.coverage_lower_all <= h.coverage_lower <= min(h.coverage, all_rows.coverage)
+    assert some.proven == min(h.coverage_lower_all for h in some.heads)
+    assert f"{some.proven:.4g}" in some._repr_html_() and "Proven" not in normal._repr_html_()
+    assert {"bound", "delta", "coverage_lower_all"} <= set(some.to_rows()[0])
+    dense = trivium.attention(q, k, v, strategy="dense", probe_rows=8, bound="proven", return_report=True)[1]
+    assert dense.proven == 1, "nothing is lost, which needs no rows"
+    assert trivium.attention(q, k, v, **call)[1].heads[0].bound is None, "nothing was bounded"
+
+
 def test_custom_mask_forms_agree(rng: np.random.Generator) -> None:
     q, k, v = tensors(rng, q_len=100)
     blocks = -(-100 // 16)

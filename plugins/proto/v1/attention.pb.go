@@ -361,8 +361,11 @@ type AttentionRequest struct {
 	ForceDense  bool                   `protobuf:"varint,23,opt,name=force_dense,json=forceDense,proto3" json:"force_dense,omitempty"`
 	OmitReport  bool                   `protobuf:"varint,26,opt,name=omit_report,json=omitReport,proto3" json:"omit_report,omitempty"` // leave out what would cost a wait for the device
 	// On a device, the reply comes when the work is started, not when it is done.
-	Ready         *Fence `protobuf:"bytes,27,opt,name=ready,proto3" json:"ready,omitempty"` // inputs are written and outputs free once it is reached; absent: now
-	Done          *Fence `protobuf:"bytes,28,opt,name=done,proto3" json:"done,omitempty"`   // to be reached behind the work; absent: the reply waits for the work
+	Ready *Fence `protobuf:"bytes,27,opt,name=ready,proto3" json:"ready,omitempty"` // inputs are written and outputs free once it is reached; absent: now
+	Done  *Fence `protobuf:"bytes,28,opt,name=done,proto3" json:"done,omitempty"`   // to be reached behind the work; absent: the reply waits for the work
+	// How the lower bound of coverage is made: "normal", which empty is, or "proven".
+	Bound         string  `protobuf:"bytes,30,opt,name=bound,proto3" json:"bound,omitempty"`
+	Delta         float64 `protobuf:"fixed64,31,opt,name=delta,proto3" json:"delta,omitempty"` // probability that a proven bound of a head does not hold; 0: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -577,6 +580,20 @@ func (x *AttentionRequest) GetDone() *Fence {
 		return x.Done
 	}
 	return nil
+}
+
+func (x *AttentionRequest) GetBound() string {
+	if x != nil {
+		return x.Bound
+	}
+	return ""
+}
+
+func (x *AttentionRequest) GetDelta() float64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
 }
 
 // A number in device memory, uint32, that grows. It is reached when the number is
@@ -1017,20 +1034,23 @@ func (x *Times) GetMeasureMs() float64 {
 
 // What happened to one query head of one sequence.
 type HeadReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      int64                  `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	Head          int64                  `protobuf:"varint,2,opt,name=head,proto3" json:"head,omitempty"`
-	Pattern       string                 `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
-	KeptBlocks    int64                  `protobuf:"varint,4,opt,name=kept_blocks,json=keptBlocks,proto3" json:"kept_blocks,omitempty"`
-	Blocks        int64                  `protobuf:"varint,5,opt,name=blocks,proto3" json:"blocks,omitempty"`
-	Density       float64                `protobuf:"fixed64,6,opt,name=density,proto3" json:"density,omitempty"`
-	Coverage      *float64               `protobuf:"fixed64,7,opt,name=coverage,proto3,oneof" json:"coverage,omitempty"`
-	CoverageLower *float64               `protobuf:"fixed64,8,opt,name=coverage_lower,json=coverageLower,proto3,oneof" json:"coverage_lower,omitempty"`
-	ProbeRows     int64                  `protobuf:"varint,9,opt,name=probe_rows,json=probeRows,proto3" json:"probe_rows,omitempty"`
-	JsDistance    *float64               `protobuf:"fixed64,10,opt,name=js_distance,json=jsDistance,proto3,oneof" json:"js_distance,omitempty"`
-	BlocksAdded   int64                  `protobuf:"varint,11,opt,name=blocks_added,json=blocksAdded,proto3" json:"blocks_added,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Sequence         int64                  `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Head             int64                  `protobuf:"varint,2,opt,name=head,proto3" json:"head,omitempty"`
+	Pattern          string                 `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	KeptBlocks       int64                  `protobuf:"varint,4,opt,name=kept_blocks,json=keptBlocks,proto3" json:"kept_blocks,omitempty"`
+	Blocks           int64                  `protobuf:"varint,5,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Density          float64                `protobuf:"fixed64,6,opt,name=density,proto3" json:"density,omitempty"`
+	Coverage         *float64               `protobuf:"fixed64,7,opt,name=coverage,proto3,oneof" json:"coverage,omitempty"`
+	CoverageLower    *float64               `protobuf:"fixed64,8,opt,name=coverage_lower,json=coverageLower,proto3,oneof" json:"coverage_lower,omitempty"`
+	ProbeRows        int64                  `protobuf:"varint,9,opt,name=probe_rows,json=probeRows,proto3" json:"probe_rows,omitempty"`
+	JsDistance       *float64               `protobuf:"fixed64,10,opt,name=js_distance,json=jsDistance,proto3,oneof" json:"js_distance,omitempty"`
+	BlocksAdded      int64                  `protobuf:"varint,11,opt,name=blocks_added,json=blocksAdded,proto3" json:"blocks_added,omitempty"`
+	Bound            string                 `protobuf:"bytes,12,opt,name=bound,proto3" json:"bound,omitempty"`                                                         // how coverage_lower was made; empty: as "normal", or there is none
+	Delta            float64                `protobuf:"fixed64,13,opt,name=delta,proto3" json:"delta,omitempty"`                                                       // probability that a proven bound does not hold
+	CoverageLowerAll *float64               `protobuf:"fixed64,14,opt,name=coverage_lower_all,json=coverageLowerAll,proto3,oneof" json:"coverage_lower_all,omitempty"` // proven bounds that hold for all heads at once
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *HeadReport) Reset() {
@@ -1140,6 +1160,27 @@ func (x *HeadReport) GetBlocksAdded() int64 {
 	return 0
 }
 
+func (x *HeadReport) GetBound() string {
+	if x != nil {
+		return x.Bound
+	}
+	return ""
+}
+
+func (x *HeadReport) GetDelta() float64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
+}
+
+func (x *HeadReport) GetCoverageLowerAll() float64 {
+	if x != nil && x.CoverageLowerAll != nil {
+		return *x.CoverageLowerAll
+	}
+	return 0
+}
+
 var File_trivium_v1_attention_proto protoreflect.FileDescriptor
 
 const file_trivium_v1_attention_proto_rawDesc = "" +
@@ -1165,7 +1206,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"maskMemory\"g\n" +
 	"\x0eAttendResponse\x12*\n" +
 	"\x06report\x18\x01 \x01(\v2\x12.trivium.v1.ReportR\x06report\x12)\n" +
-	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xea\a\n" +
+	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\x96\b\n" +
 	"\x10AttentionRequest\x12+\n" +
 	"\x05query\x18\x01 \x01(\v2\x15.trivium.v1.TensorRefR\x05query\x12'\n" +
 	"\x03key\x18\x02 \x01(\v2\x15.trivium.v1.TensorRefR\x03key\x12+\n" +
@@ -1197,7 +1238,9 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\vomit_report\x18\x1a \x01(\bR\n" +
 	"omitReport\x12'\n" +
 	"\x05ready\x18\x1b \x01(\v2\x11.trivium.v1.FenceR\x05ready\x12%\n" +
-	"\x04done\x18\x1c \x01(\v2\x11.trivium.v1.FenceR\x04done\x1aL\n" +
+	"\x04done\x18\x1c \x01(\v2\x11.trivium.v1.FenceR\x04done\x12\x14\n" +
+	"\x05bound\x18\x1e \x01(\tR\x05bound\x12\x14\n" +
+	"\x05delta\x18\x1f \x01(\x01R\x05delta\x1aL\n" +
 	"\vParamsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.trivium.v1.ValueR\x05value:\x028\x01J\x04\b\x18\x10\x19J\x04\b\x19\x10\x1a\"d\n" +
@@ -1236,7 +1279,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\tselect_ms\x18\x01 \x01(\x01R\bselectMs\x12\x1b\n" +
 	"\tattend_ms\x18\x02 \x01(\x01R\battendMs\x12\x1d\n" +
 	"\n" +
-	"measure_ms\x18\x03 \x01(\x01R\tmeasureMs\"\x8e\x03\n" +
+	"measure_ms\x18\x03 \x01(\x01R\tmeasureMs\"\x84\x04\n" +
 	"\n" +
 	"HeadReport\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12\x12\n" +
@@ -1253,10 +1296,14 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\vjs_distance\x18\n" +
 	" \x01(\x01H\x02R\n" +
 	"jsDistance\x88\x01\x01\x12!\n" +
-	"\fblocks_added\x18\v \x01(\x03R\vblocksAddedB\v\n" +
+	"\fblocks_added\x18\v \x01(\x03R\vblocksAdded\x12\x14\n" +
+	"\x05bound\x18\f \x01(\tR\x05bound\x12\x14\n" +
+	"\x05delta\x18\r \x01(\x01R\x05delta\x121\n" +
+	"\x12coverage_lower_all\x18\x0e \x01(\x01H\x03R\x10coverageLowerAll\x88\x01\x01B\v\n" +
 	"\t_coverageB\x11\n" +
 	"\x0f_coverage_lowerB\x0e\n" +
-	"\f_js_distance2\xd5\x01\n" +
+	"\f_js_distanceB\x15\n" +
+	"\x13_coverage_lower_all2\xd5\x01\n" +
 	"\x10AttentionService\x12?\n" +
 	"\x06Select\x12\x19.trivium.v1.SelectRequest\x1a\x1a.trivium.v1.SelectResponse\x12?\n" +
 	"\x06Attend\x12\x19.trivium.v1.AttendRequest\x1a\x1a.trivium.v1.AttendResponse\x12?\n" +

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trivium._cuda import Lease
 
 Layout = Literal["bhnd", "bnhd"]
+Bound = Literal["normal", "proven"]
 Tensor = Any  # numpy, torch (CPU or CUDA), or anything with __dlpack__ or __arrow_c_array__
 
 
@@ -61,6 +62,8 @@ def attention(
     mask: BlockMask | npt.NDArray[np.bool_] | None = ...,
     block_size: int | None = ...,
     probe_rows: int = ...,
+    bound: Bound = ...,
+    delta: float | None = ...,
     return_lse: bool = ...,
     return_report: bool = ...,
     return_mask: bool = ...,
@@ -96,6 +99,8 @@ def attention(
     mask: BlockMask | npt.NDArray[np.bool_] | None = None,
     block_size: int | None = None,
     probe_rows: int = 0,
+    bound: Bound = "normal",
+    delta: float | None = None,
     return_lse: bool = False,
     return_report: bool = False,
     return_mask: bool = False,
@@ -150,6 +155,14 @@ def attention(
         For ``strategy="custom"``; a bool array needs ``block_size``.
     probe_rows : int
         Measure coverage on so many random rows of each head.
+    bound : {"normal", "proven"}
+        How the lower bound of coverage is made. Normal: 3 standard errors below the
+        mean of rows drawn one from each stretch of the sequence. Proven: by betting
+        (Waudby-Smith and Ramdas, 2024) on rows drawn uniformly, for this alone, which
+        supposes nothing of their coverage; it needs ``probe_rows``.
+    delta : float, optional
+        The probability, over the draw of the rows, that a head's proven bound does not
+        hold; default 0.01.
     return_lse, return_report, return_mask : bool
         Return also the log-sum-exp [batch, q_heads, q_len] float32 (natural), the
         :class:`Report`, the :class:`BlockMask` (in the report).
@@ -183,7 +196,7 @@ def attention(
         known = _again.key(
             (q, k, v), strategy, position, (q_offset, k_start, k_end, cu_seqlens),
             (engine.handle, str(params) if params else "", block_size, layout, causal, window, scale, softcap, seed, threads, rope_theta,
-             return_lse, probe_rows),
+             return_lse, probe_rows, bound, delta),
         )  # fmt: skip
     if known is not None:
         made = _again.attend(known, (q, k, v), -1 if layer is None else layer, _lse_shape(q.shape, layout) if return_lse else None)
@@ -207,6 +220,10 @@ def attention(
         engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
         scale, causal, window, softcap, sinks, mask, block_size, probe_rows, threads, seed, layer, params,
     )
+    if bound != "normal":
+        request["bound"] = str(bound)
+    if delta is not None:
+        request["delta"] = _positive("delta", delta)
     request["output"] = _axes(outputs[0], layout)
     if return_lse:
         request["lse"] = outputs[1].request()

@@ -89,7 +89,10 @@ def report_html(report: Report) -> str:
     )
     rows = report.to_rows()
     heads = table(tuple(rows[0]), [tuple(row.values()) for row in rows]) if rows else ""
-    return summary + "".join(f"<p>Note: {escape(note)}</p>" for note in report.notes) + heads
+    proven = ""
+    if report.proven is not None:
+        proven = f"<p>Proven: each head keeps at least {report.proven:.4g}, all heads at once but with probability {report.heads[0].delta:g}.</p>"
+    return summary + proven + "".join(f"<p>Note: {escape(note)}</p>" for note in report.notes) + heads
 
 
 def plan_html(plan: PositionPlan) -> str:

@@ -24,6 +24,14 @@ class HeadReport:
         mean over ``probe_rows`` rows. None: not measured.
     coverage_lower : float or None
         Lower confidence bound of the coverage over all rows.
+    bound : {"normal", "proven"} or None
+        How that bound was made: 3 standard errors below the mean, or by a proof that
+        supposes nothing of the rows' coverage. None: there is no bound.
+    delta : float
+        The probability, over the draw of the rows, that a proven bound does not hold.
+    coverage_lower_all : float or None
+        A proven bound, too: those of all heads of the call hold at once, but with
+        probability ``delta``.
     js_distance : float or None
         FlexPrefill's square root of the Jensen-Shannon divergence, natural log.
     """
@@ -39,6 +47,9 @@ class HeadReport:
     probe_rows: int = 0
     js_distance: float | None = None
     blocks_added: int = 0
+    bound: str | None = None
+    delta: float = 0.0
+    coverage_lower_all: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,13 @@ class Report:
     heads: tuple[HeadReport, ...] = ()
     notes: tuple[str, ...] = ()
     mask: BlockMask | None = None
+
+    @property
+    def proven(self) -> float | None:
+        """The coverage that every head of the call keeps, but with probability ``delta``; None: it was not proven."""
+        bounds = [h.coverage_lower_all for h in self.heads if h.blocks]
+        found = [b for b in bounds if b is not None]
+        return min(found) if found and len(found) == len(bounds) else None
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Give the heads as dictionaries."""

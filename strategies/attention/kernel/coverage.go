@@ -17,8 +17,9 @@ const boundZ = 3
 // wrote to the dense LSE of the same row is exact, at no second pass.
 func (c *Call) measure(ctx context.Context, report *core.Report, mask *core.BlockMask) error {
 	if mask == nil {
+		p := probingOf(c.Request)
 		for i := range report.Heads {
-			report.Heads[i].Coverage = core.Bound(1)
+			p.complete(&report.Heads[i])
 		}
 		report.Coverage = core.Bound(1)
 		return nil
@@ -77,8 +78,9 @@ func (c *Call) reuse(report *core.Report) {
 	}
 }
 
-// probe measures seeded random rows, one in each of ProbeRows equal strata.
+// probe measures seeded random rows.
 func (c *Call) probe(ctx context.Context, report *core.Report, mask *core.BlockMask) error {
+	probing := probingOf(c.Request)
 	sets := make([]hardware.RowSet, 0, len(report.Heads))
 	for slot := range report.Heads {
 		set := hardware.RowSet{Sequence: slot / c.Heads, Head: slot % c.Heads}
@@ -86,7 +88,7 @@ func (c *Call) probe(ctx context.Context, report *core.Report, mask *core.BlockM
 		if n == 0 || c.Problem.Sequences[set.Sequence].Key[0].Rows == 0 {
 			continue
 		}
-		set.Rows = StratifiedRows(c.Request.Seed, slot, n, c.Request.ProbeRows)
+		set.Rows = probing.rows(slot, n)
 		sets = append(sets, set)
 	}
 	size := defaultBlock
@@ -105,9 +107,8 @@ func (c *Call) probe(ctx context.Context, report *core.Report, mask *core.BlockM
 		} else {
 			kept = c.keptMass(slot, set.Rows, masses[i].LSE)
 		}
-		mean, bound := meanAndBound(kept)
-		h := &report.Heads[slot]
-		h.Coverage, h.CoverageLower, h.ProbeRows = Number(mean), Number(bound), len(set.Rows)
+		n := c.Problem.Sequences[set.Sequence].Query[set.Head].Rows
+		probing.report(&report.Heads[slot], kept, drawn{slot: slot, rows: n, heads: len(report.Heads)})
 	}
 	return nil
 }

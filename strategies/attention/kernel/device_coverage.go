@@ -17,8 +17,9 @@ func (c *DeviceCall) measure() error {
 	}
 	start := time.Now()
 	if c.everything() {
+		probing := probingOf(c.Request)
 		for i := range c.report.Heads {
-			c.report.Heads[i].Coverage = core.Bound(1)
+			probing.complete(&c.report.Heads[i])
 		}
 		c.report.Coverage = core.Bound(1)
 		return nil
@@ -40,7 +41,7 @@ func (c *DeviceCall) measure() error {
 // probe measures a part on random rows, if the caller asked for some, or on
 // those that chose. heads are its reports.
 func (c *DeviceCall) probe(p *Part, judges [][]int32, heads []core.HeadReport) error {
-	random := c.Request.ProbeRows > 0
+	random, probing := c.Request.ProbeRows > 0, probingOf(c.Request)
 	if !random && judges == nil {
 		return nil
 	}
@@ -48,7 +49,7 @@ func (c *DeviceCall) probe(p *Part, judges [][]int32, heads []core.HeadReport) e
 	for i := range rows {
 		switch {
 		case random:
-			rows[i] = StratifiedRows(c.Request.Seed, p.First*c.Heads+i, p.Query.Rows, c.Request.ProbeRows)
+			rows[i] = probing.rows(p.First*c.Heads+i, p.Query.Rows)
 		case heads[i].Coverage == nil: // a promise says more
 			rows[i] = judges[i]
 		}
@@ -61,13 +62,13 @@ func (c *DeviceCall) probe(p *Part, judges [][]int32, heads []core.HeadReport) e
 		if len(x) == 0 {
 			continue
 		}
-		mean, bound := meanAndBound(x)
-		heads[i].Coverage, heads[i].ProbeRows = Number(mean), len(x)
 		if random {
-			heads[i].CoverageLower = Number(bound)
-		} else {
-			c.Note(judgesNote)
+			probing.report(&heads[i], x, drawn{slot: p.First*c.Heads + i, rows: p.Query.Rows, heads: len(c.report.Heads)})
+			continue
 		}
+		mean, _ := meanAndBound(x)
+		heads[i].Coverage, heads[i].ProbeRows = Number(mean), len(x)
+		c.Note(judgesNote)
 	}
 	return nil
 }

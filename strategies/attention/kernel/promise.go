@@ -100,6 +100,7 @@ func (h *Head) keep(r *promise.Result, kept int64) {
 		}
 	}
 	h.Report.Coverage, h.Report.CoverageLower, h.Report.ProbeRows = Number(r.Mean), Number(r.Lower), r.Probes
+	h.Report.Bound = core.BoundNormal
 	h.Report.BlocksAdded = h.Count() - kept
 	if h.Complete() {
 		h.Report.Pattern, h.reason = "dense", "no sparser choice holds the promised coverage"

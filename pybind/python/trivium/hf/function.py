@@ -80,9 +80,8 @@ def _forward(
         return trivium.attention(*tensors, **call), None
     wants_mask = trace.wants_mask(layer, decode)
     started = time.perf_counter()
-    output, report = trivium.attention(
-        *tensors, return_report=True, return_mask=wants_mask, probe_rows=0 if decode else trace.probe_rows, **call
-    )
+    measuring: dict[str, Any] = {} if decode else {"probe_rows": trace.probe_rows, "bound": trace.bound, "delta": trace.delta}
+    output, report = trivium.attention(*tensors, return_report=True, return_mask=wants_mask, **measuring, **call)
     trace.add(layer, query.shape[2], key.shape[2], report, time.perf_counter() - started)
     return output, None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trivium._attention import Bound
     from trivium.masks import BlockMask
     from trivium.report import Report
 
@@ -47,10 +48,14 @@ class Trace:
         The blocks kept by the last prefill of the layers asked for.
     probe_rows : int
         Random rows of each head on which coverage is measured.
+    bound, delta
+        Of :func:`trivium.attention`.
     """
 
     mask_layers: frozenset[int] = frozenset()
     probe_rows: int = 0
+    bound: Bound = "normal"
+    delta: float | None = None
     calls: list[Call] = field(default_factory=list)
     masks: dict[int, BlockMask] = field(default_factory=dict)
 
@@ -119,7 +124,9 @@ class Trace:
 
 
 @contextmanager
-def trace(*, masks: Iterable[int] = (), probe_rows: int = 0) -> Iterator[Trace]:
+def trace(
+    *, masks: Iterable[int] = (), probe_rows: int = 0, bound: Bound = "normal", delta: float | None = None
+) -> Iterator[Trace]:
     """Collect reports while the block runs.
 
     Parameters
@@ -128,6 +135,10 @@ def trace(*, masks: Iterable[int] = (), probe_rows: int = 0) -> Iterator[Trace]:
         Layers whose kept blocks are to be remembered too.
     probe_rows : int
         Measure coverage on so many random rows of each head; it takes time.
+    bound : {"normal", "proven"}
+        How the lower bound of coverage is made: see :func:`trivium.attention`.
+    delta : float, optional
+        The probability that a head's proven bound does not hold, in one call; default 0.01.
 
     Examples
     --------
@@ -135,7 +146,7 @@ def trace(*, masks: Iterable[int] = (), probe_rows: int = 0) -> Iterator[Trace]:
     ...     model(input_ids)
     >>> t.density, t.coverage
     """
-    collected = Trace(frozenset(masks), probe_rows)
+    collected = Trace(frozenset(masks), probe_rows, bound, delta)
     token = _active.set(collected)
     try:
         yield collected
