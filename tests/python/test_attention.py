@@ -130,6 +130,9 @@ def test_reports_say_how_their_bound_was_made(rng: np.random.Generator) -> None:
     dense = trivium.attention(q, k, v, strategy="dense", probe_rows=8, bound="proven", return_report=True)[1]
     assert dense.proven == 1, "nothing is lost, which needs no rows"
     assert trivium.attention(q, k, v, **call)[1].heads[0].bound is None, "nothing was bounded"
+    q, k, v = tensors(rng, q_len=1500)
+    promised = trivium.attention(q, k, v, strategy="probe", gamma=0.7, bound="proven", return_report=True)[1]
+    assert all(h.bound == "proven" and h.coverage_lower == (1 if h.density == 1 else 0.7) for h in promised.heads)
 
 
 def test_custom_mask_forms_agree(rng: np.random.Generator) -> None:

@@ -102,7 +102,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "delta of 1": (lambda: attend(bound="proven", delta=1.0, probe_rows=8), trivium.InvalidArgument, "(0, 1)"),
     "delta of 0": (lambda: attend(bound="proven", delta=0, probe_rows=8), trivium.InvalidArgument, "positive"),
     "NaN delta": (lambda: attend(bound="proven", delta=float("nan"), probe_rows=8), trivium.InvalidArgument, "delta"),
-    "a proof without rows": (lambda: attend(bound="proven"), trivium.InvalidArgument, "probe_rows"),
+    "a proof without rows": (lambda: attend(strategy="custom", mask=np.eye(3, dtype=bool)[None], block_size=16, bound="proven"), trivium.InvalidArgument, "probe_rows"),
     "no probe rows": (lambda: trivium.Report("x", "cpu", 1, 1.0, Times()).plot(), trivium.InvalidArgument, "probe_rows"),
     "a table of a spreadsheet": (lambda: attend(return_report=True)[1].table("excel"), trivium.InvalidArgument, "pandas"),
     "patch of something else": (lambda: trivium.patch("llama").__enter__(), trivium.InvalidArgument, "transformers model"),

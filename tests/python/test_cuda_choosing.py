@@ -255,6 +255,23 @@ def test_a_promise_is_kept() -> None:
     assert error(out, reference(q, k, v)[0]) < 0.5
 
 
+def test_proofs_are_those_of_the_cpu() -> None:
+    q, k, v = inputs(4096, seed=13)
+    wide = [x.float() for x in on_cpu(q, k, v)]
+    for strategy, params in (("streaming", {"recent": 600}), ("probe", {"gamma": 0.8}), ("flexprefill", {"gamma": 0.7, "coverage": "enforce"})):
+        for rows in (0, 256):
+            if strategy == "streaming" and not rows:
+                with pytest.raises(trivium.InvalidArgument, match="probe_rows"):
+                    trivium.attention(q, k, v, strategy=strategy, bound="proven", return_report=True, **params)
+                continue
+            call: dict[str, Any] = {"strategy": strategy, "bound": "proven", "delta": 0.02, "probe_rows": rows, "return_report": True, **params}
+            got, want = trivium.attention(q, k, v, **call)[1], trivium.attention(*wide, **call)[1]
+            same_reports(got, want)
+            for a, b in zip(got.heads, want.heads, strict=True):
+                assert (a.bound, a.delta) == (b.bound, b.delta) == ("proven", 0.02)
+                assert rows == 0 or abs(a.coverage_lower_all - b.coverage_lower_all) < 5e-3
+
+
 def test_what_is_not_there_says_what_to_do() -> None:
     q, k, v = tensors(7, 1, 4, 2, 2000, 2000, 128, torch.bfloat16)
     with pytest.raises(trivium.Unsupported, match="block_size 64") as caught:

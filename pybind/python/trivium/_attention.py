@@ -158,8 +158,9 @@ def attention(
     bound : {"normal", "proven"}
         How the lower bound of coverage is made. Normal: 3 standard errors below the
         mean of rows drawn one from each stretch of the sequence. Proven: by betting
-        (Waudby-Smith and Ramdas, 2024) on rows drawn uniformly, for this alone, which
-        supposes nothing of their coverage; it needs ``probe_rows``.
+        (Waudby-Smith and Ramdas, 2024) on ``probe_rows`` rows drawn uniformly, for this
+        alone, which supposes nothing of their coverage. What promises ``gamma``, as
+        ``probe`` and ``coverage="enforce"`` do, then proves it by rows that only check.
     delta : float, optional
         The probability, over the draw of the rows, that a head's proven bound does not
         hold; default 0.01.

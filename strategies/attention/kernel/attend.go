@@ -17,6 +17,13 @@ func (c *Call) attend(ctx context.Context, selection *core.Selection) (*core.Att
 	if err != nil {
 		return nil, err
 	}
+	heads := selection.Heads
+	if heads == nil {
+		heads = c.describeMask(selection)
+	}
+	if err := probingOf(c.Request).check(c.info, heads); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	c.clearPadding()
 	if err := c.Session.Attend(ctx, blocks); err != nil {
@@ -26,7 +33,7 @@ func (c *Call) attend(ctx context.Context, selection *core.Selection) (*core.Att
 		return nil, err
 	}
 	attended := time.Since(start) + c.prepared
-	response := &core.AttentionResponse{Report: c.report(selection)}
+	response := &core.AttentionResponse{Report: c.report(selection, heads)}
 	response.Report.Times.Attend = milliseconds(attended)
 	start = time.Now()
 	if err := c.measure(ctx, &response.Report, selection.Mask); err != nil {
@@ -95,12 +102,12 @@ func (c *Call) clearRows(batch, head, start, end int) {
 	}
 }
 
-func (c *Call) report(selection *core.Selection) core.Report {
+func (c *Call) report(selection *core.Selection, heads []core.HeadReport) core.Report {
 	report := core.Report{
 		Strategy: c.info.ID(),
 		Backend:  c.kernel.backend.Name(),
 		Threads:  c.Threads(),
-		Heads:    selection.Heads,
+		Heads:    heads,
 		Notes:    c.notes,
 	}
 	if c.Request.Position != nil {
@@ -108,9 +115,6 @@ func (c *Call) report(selection *core.Selection) core.Report {
 	}
 	if selection.Reason != "" {
 		report.Notes = append(report.Notes, "dense: "+selection.Reason)
-	}
-	if report.Heads == nil {
-		report.Heads = c.describeMask(selection)
 	}
 	kept, all := int64(0), int64(0)
 	for _, h := range report.Heads {

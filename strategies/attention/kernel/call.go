@@ -37,9 +37,6 @@ type measurement struct {
 
 // open prepares the sequences of a valid request. The caller closes the call.
 func (k *Kernel) open(ctx context.Context, info core.Info, req *core.AttentionRequest, params core.Params) (*Call, error) {
-	if err := probingOf(req).check(info); err != nil {
-		return nil, err
-	}
 	c := &Call{Request: req, Params: params, Heads: req.Query.Dim(1), info: info, kernel: k, lse: req.LSE}
 	if err := c.describe(); err != nil {
 		return nil, err

@@ -187,9 +187,6 @@ func (k *Kernel) lane(device tensor.Device) (*cuda.Lane, error) {
 // refuse says what the kernels of the GPU cannot do, before anything starts.
 func (c *DeviceCall) refuse() error {
 	r := c.Request
-	if err := probingOf(r).check(c.info); err != nil {
-		return err
-	}
 	switch r.Query.Dtype() {
 	case tensor.BFloat16:
 	case tensor.Float16:

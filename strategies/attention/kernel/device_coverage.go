@@ -16,6 +16,9 @@ func (c *DeviceCall) measure() error {
 		return nil
 	}
 	start := time.Now()
+	if err := probingOf(c.Request).check(c.info, c.report.Heads); err != nil {
+		return err
+	}
 	if c.everything() {
 		probing := probingOf(c.Request)
 		for i := range c.report.Heads {

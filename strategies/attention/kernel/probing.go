@@ -27,11 +27,16 @@ func probingOf(r *core.AttentionRequest) probing {
 	return p
 }
 
-// check refuses a proof without rows.
-func (p probing) check(info core.Info) error {
-	if p.delta > 0 && p.count == 0 {
-		return core.Invalid(info.ID(), "bound %q without probe rows: want probe_rows", core.BoundProven).
-			WithHint("probe_rows=256 proves .9 of a head that keeps about .93")
+// check refuses a report of heads of which nothing is proven, for want of rows.
+func (p probing) check(info core.Info, heads []core.HeadReport) error {
+	if p.delta == 0 || p.count > 0 {
+		return nil
+	}
+	for _, h := range heads {
+		if h.Kept < h.Blocks && h.Bound != core.BoundProven {
+			return core.Invalid(info.ID(), "bound %q, and no promise that is proven: want probe_rows", core.BoundProven).
+				WithHint("probe_rows=256 proves .9 of a head that keeps about .93")
+		}
 	}
 	return nil
 }

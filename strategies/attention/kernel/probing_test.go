@@ -97,9 +97,21 @@ func TestCompleteHeadsNeedNoProof(t *testing.T) {
 }
 
 func TestProofsNeedRows(t *testing.T) {
-	err := probing{delta: 0.1}.check(core.Info{Kind: core.Attention, Name: "dense"})
+	part := []core.HeadReport{{Kept: 1, Blocks: 2}}
+	err := probing{delta: 0.1}.check(core.Info{Kind: core.Attention, Name: "streaming"}, part)
 	var typed *core.Error
 	if !errors.As(err, &typed) || typed.Kind != core.ErrInvalidArgument {
 		t.Errorf("error %v, want an invalid argument", err)
+	}
+	part[0].Bound = core.BoundProven
+	for name, err := range map[string]error{
+		"a proven promise":  probing{delta: 0.1}.check(core.Info{}, part),
+		"rows":              probing{delta: 0.1, count: 8}.check(core.Info{}, []core.HeadReport{{Kept: 1, Blocks: 2}}),
+		"everything":        probing{delta: 0.1}.check(core.Info{}, []core.HeadReport{{Kept: 2, Blocks: 2}}),
+		"no proof is asked": probing{}.check(core.Info{}, []core.HeadReport{{Kept: 1, Blocks: 2}}),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v, want no error", name, err)
+		}
 	}
 }

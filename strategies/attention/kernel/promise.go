@@ -61,7 +61,7 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
 		rule.Similarity = c.Similarity(c.QueryMeans(h.Sequence, blockSize, queries[slot]),
 			c.KeyMeans(h.Sequence, blockSize, keys[c.KeySlot(h.Sequence, h.Head)]), h.Visible)
-		h.keep(rule.Find(), forced)
+		h.keep(rule.Find(), forced, samples[slot].delta)
 		return nil
 	})
 }
@@ -89,8 +89,9 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 	return all, err
 }
 
-// keep adds the tiles of a result and reports them. kept are there already.
-func (h *Head) keep(r *promise.Result, kept int64) {
+// keep adds the tiles of a result and reports them. kept are there already; delta
+// is that of a proof, or 0.
+func (h *Head) keep(r *promise.Result, kept int64, delta float64) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
 		for j := low; j < high; j++ {
@@ -101,6 +102,9 @@ func (h *Head) keep(r *promise.Result, kept int64) {
 	}
 	h.Report.Coverage, h.Report.CoverageLower, h.Report.ProbeRows = Number(r.Mean), Number(r.Lower), r.Probes
 	h.Report.Bound = core.BoundNormal
+	if delta > 0 {
+		h.Report.Bound, h.Report.Delta = core.BoundProven, delta
+	}
 	h.Report.BlocksAdded = h.Count() - kept
 	if h.Complete() {
 		h.Report.Pattern, h.reason = "dense", "no sparser choice holds the promised coverage"
@@ -113,6 +117,8 @@ type sample struct {
 	blocks  []int // query block of each, counted from the sequence's first
 	scoring int
 	z       float64
+	delta   float64 // of a proof by the rows that check; 0: z
+	of      drawing
 }
 
 // sample draws the rows of every head. Those of a block depend on the seed, the
@@ -132,9 +138,12 @@ func (c *Call) sample(grid []core.BlockExtent, blockSize int) []sample {
 			continue
 		}
 		draw := drawing{seed: uint64(c.Request.Seed), stream: uint64(head * len(sequence.Key) / c.Heads), offset: sequence.Offset, rows: rows, block: blockSize}
-		if keys < longLength {
+		switch delta := probingOf(c.Request).delta; {
+		case delta > 0:
+			samples[slot] = draw.proving(keys, delta)
+		case keys < longLength:
 			samples[slot] = draw.everyBlock()
-		} else {
+		default:
 			samples[slot] = draw.sparse(keys)
 		}
 	}
@@ -184,11 +193,47 @@ func (d drawing) everyBlock() sample {
 
 // sparse draws a scoring row of every few blocks, and other rows that check.
 func (d drawing) sparse(keys int) sample {
-	s := sample{z: fewChecksZ}
+	s := d.everyFewBlocks()
 	checks := fewChecks
-	if keys >= manyLength {
+	if s.z = fewChecksZ; keys >= manyLength {
 		checks, s.z = manyChecks, manyChecksZ
 	}
+	scored := s.rows[:s.scoring:s.scoring]
+	for _, row := range StratifiedRows(int64(d.seed)+1, int(d.stream), d.rows, checks) {
+		if _, used := slices.BinarySearch(scored, row); !used {
+			s.check(d, row)
+		}
+	}
+	return s
+}
+
+// proving draws scoring rows, more of them in short prompts, and uniform rows that
+// prove. A row may do both: what it proves needs independent draws, not other
+// rows.
+func (d drawing) proving(keys int, delta float64) sample {
+	s, checks := d.everyBlock(), fewChecks
+	if keys >= longLength {
+		s, checks = d.everyFewBlocks(), manyChecks
+	}
+	s.delta, s.of = delta, d
+	for _, row := range uniformRows(d.fresh("checks"), d.rows, checks) {
+		s.check(d, row)
+	}
+	return s
+}
+
+func (d drawing) fresh(purpose string) rand.Source {
+	return freshSource(int64(d.seed), int(d.stream)<<32|d.offset, purpose)
+}
+
+// check adds a row that checks.
+func (s *sample) check(d drawing, row int32) {
+	s.rows, s.blocks = append(s.rows, row), append(s.blocks, (d.offset+int(row))/d.block-d.offset/d.block)
+}
+
+// everyFewBlocks draws a row of every few blocks.
+func (d drawing) everyFewBlocks() sample {
+	var s sample
 	for b := range d.blocks() {
 		if (d.offset/d.block+b)%longStride == 0 {
 			for _, row := range d.pick(b, 1) {
@@ -197,12 +242,6 @@ func (d drawing) sparse(keys int) sample {
 		}
 	}
 	s.scoring = len(s.rows)
-	scored := s.rows[:s.scoring:s.scoring]
-	for _, row := range StratifiedRows(int64(d.seed)+1, int(d.stream), d.rows, checks) {
-		if _, used := slices.BinarySearch(scored, row); !used {
-			s.rows, s.blocks = append(s.rows, row), append(s.blocks, (d.offset+int(row))/d.block-d.offset/d.block)
-		}
-	}
 	return s
 }
 
@@ -215,6 +254,10 @@ func (s sample) head(h *Head, rows []float32) *promise.Head {
 	rule := &promise.Head{Tiles: h.Tiles, QueryBlocks: h.QueryBlocks, KeyBlocks: h.KeyBlocks, Z: s.z, Score: probes[:s.scoring]}
 	if s.scoring < len(probes) {
 		rule.Check = probes[s.scoring:]
+	}
+	if s.delta > 0 {
+		rule.Proof = &promise.Proof{Rows: s.of.rows, Delta: s.delta}
+		rand.New(s.of.fresh("order")).Shuffle(len(rule.Check), func(i, j int) { rule.Check[i], rule.Check[j] = rule.Check[j], rule.Check[i] })
 	}
 	slices.SortStableFunc(rule.Score, func(a, b promise.Probe) int { return cmp.Compare(a.Row, b.Row) })
 	return rule

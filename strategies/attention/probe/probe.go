@@ -28,6 +28,7 @@ func New(k *kernel.Kernel) core.AttentionStrategy {
 		Notes: []string{
 			"Below 16384 keys: four random rows of each query block, each checked against the ranks that the others made; bound of 3 standard errors.",
 			"From 16384 keys: a random row of every fourth block ranks, 256 others check with 3.5 standard errors, 512 with 3 from 32768 keys on; block means alone rank where that keeps less.",
+			"With bound proven, 256 uniform rows check, 512 from 16384 keys, and gamma is missed with probability delta at most, in each head.",
 			"Prompts of at most 1024 tokens are dense.",
 			"Chunks: each chunk keeps the promise for its own rows, and so for the prompt; its tiles need not be those of a one-shot call.",
 			kernel.SegmentNote,

@@ -46,6 +46,49 @@ func TestPromiseHoldsOnOtherRows(t *testing.T) {
 	}
 }
 
+// A proven promise is of gamma itself, and holds on all rows: delta is small
+// enough for these draws never to trip it.
+func TestProvenPromise(t *testing.T) {
+	k := kernel.New(backends.Best(t))
+	req := request.Random(4, request.Shape{Batch: 1, Heads: 4, KVHeads: 2, Queries: 2048, Keys: 2048, Dim: 32})
+	req.Bound, req.Delta = core.BoundProven, 1e-4
+	for _, c := range []struct {
+		s      core.AttentionStrategy
+		params core.Params
+	}{
+		{probe.New(k), core.Params{"gamma": 0.8, "block_size": int64(64)}},
+		{streaming.New(k), core.Params{"gamma": 0.8, "block_size": int64(64), "sink": int64(64), "recent": int64(128), "coverage": "enforce"}},
+	} {
+		req.Params = c.params
+		for req.Seed = range 3 {
+			req.ProbeRows = 0
+			promised, err := c.s.(core.Attender).Attend(context.Background(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.ProbeRows = 2048
+			measured, err := c.s.(core.Attender).Attend(context.Background(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, h := range promised.Report.Heads {
+				if h.Bound != core.BoundProven || h.Delta != 1e-4 || *h.CoverageLower != 0.8 || h.ProbeRows != 256 || h.Density > 0.95 {
+					t.Errorf("%s, seed %d, head %d: promise %g (%s, delta %g) by %d rows at density %g",
+						c.s.Info().Name, req.Seed, i, *h.CoverageLower, h.Bound, h.Delta, h.ProbeRows, h.Density)
+				}
+				if kept := *measured.Report.Heads[i].CoverageLower; !(kept >= 0.8) {
+					t.Errorf("%s, seed %d, head %d: keeps %g of all rows, .8 was promised", c.s.Info().Name, req.Seed, i, kept)
+				}
+			}
+		}
+	}
+	req.ProbeRows, req.Params["coverage"] = 0, "report"
+	_, err := streaming.New(k).(core.Attender).Attend(context.Background(), req)
+	if typed := core.AsError(err); typed == nil || typed.Kind != core.ErrInvalidArgument {
+		t.Errorf("a proof of what promises nothing, without rows: %v, want invalid_argument", err)
+	}
+}
+
 func TestEnforceKeepsTheStrategysBlocksAndThePromise(t *testing.T) {
 	shape := request.Shape{Batch: 1, Heads: 4, KVHeads: 2, Queries: 2048, Keys: 2048, Dim: 32}
 	s := streaming.New(kernel.New(backends.Best(t))).(core.Attender)

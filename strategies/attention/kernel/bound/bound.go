@@ -67,7 +67,7 @@ func Lower(x []float64, population int, delta float64) float64 {
 	low, high := sum/float64(population), mean // below low even zeros would lift it
 	for range steps {
 		middle := (low + high) / 2
-		if excludes(x, float64(population), middle, delta) {
+		if excludes(x, population, middle, delta) {
 			low = middle
 		} else {
 			high = middle
@@ -76,16 +76,46 @@ func Lower(x []float64, population int, delta float64) float64 {
 	return low
 }
 
-// excludes says whether a mean of at most m is ruled out. m is above what the
-// values make if all others are 0.
-func excludes(x []float64, population, m, delta float64) bool {
-	capital, left := shares, population*m // the sum of the values not seen
-	for i, v := range x {
-		capital.bet(v, left/(population-float64(i)))
-		if capital.worth()*delta >= 1 {
+// excludes says whether a mean of at most m is ruled out.
+func excludes(x []float64, population int, m, delta float64) bool {
+	test := NewTest(m, population, delta)
+	for _, v := range x {
+		if test.Add(v) {
 			return true
 		}
-		left -= v
 	}
 	return false
+}
+
+// rounding is more than sums of values are wrong by.
+const rounding = 1e-9
+
+// Test asks of one number whether the mean of a population is above it.
+type Test struct {
+	capital   wallet
+	left      float64 // the sum of the values not seen, were it the mean
+	unseen    float64 // how many they are
+	threshold float64
+	passed    bool
+}
+
+// NewTest begins a test of a mean of m, of a population of that many values in
+// [0, 1], that passes wrongly with probability delta at most.
+func NewTest(m float64, population int, delta float64) *Test {
+	return &Test{capital: shares, left: float64(population) * m, unseen: float64(population), threshold: 1 / delta}
+}
+
+// Add takes a value that was drawn uniformly from those not yet seen. It says
+// whether the mean is proven to be above m, as it stays from then on.
+func (t *Test) Add(value float64) bool {
+	if t.passed {
+		return true
+	}
+	if t.left > 0 {
+		t.capital.bet(value, t.left/t.unseen)
+	}
+	t.left, t.unseen = t.left-value, t.unseen-1
+	// Below 0, the values seen are more than a mean of m has.
+	t.passed = t.left < -rounding || t.capital.worth() >= t.threshold
+	return t.passed
 }

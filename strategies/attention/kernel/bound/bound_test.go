@@ -52,7 +52,7 @@ func draw(p []float64, count int, random *rand.Rand) []float64 {
 // share delta of them, and five standard deviations of that count. A mean less
 // three standard errors does not pass: it is held to the same.
 func TestLowerHolds(t *testing.T) {
-	const draws, delta = 2000, 0.05
+	const draws, delta = 1000, 0.05
 	allowed := int(delta*draws + 5*math.Sqrt(draws*delta*(1-delta)))
 	normalFailed := false
 	for name, p := range populations(rand.New(rand.NewPCG(1, 2))) {
@@ -85,7 +85,7 @@ func TestLowerHolds(t *testing.T) {
 
 // Looking after every value and stopping at the best bound does not break it.
 func TestLowerHoldsAtAnyTime(t *testing.T) {
-	const draws, delta, count = 500, 0.1, 64
+	const draws, delta, count = 200, 0.1, 64
 	allowed := int(delta*draws + 5*math.Sqrt(draws*delta*(1-delta)))
 	for name, p := range populations(rand.New(rand.NewPCG(1, 2))) {
 		random := rand.New(rand.NewPCG(5, 6))

@@ -25,6 +25,7 @@ type Head struct {
 	QueryBlocks, KeyBlocks int
 	Gamma                  float64
 	Z                      float64     // standard errors that the bound lies below the mean
+	Proof                  *Proof      // nil: the bound lies Z standard errors below the mean
 	Score                  []Probe     // rank the tiles; by query block
 	Check                  []Probe     // decide; nil: each scoring probe decides over the ranks that the others made
 	Similarity             [][]float32 // for each query block, its mean query times mean keys, scaled
@@ -78,6 +79,9 @@ func (h *Head) cost(r *Result) int {
 
 // separate stops by probes that had no part in the ranks.
 func (h *Head) separate(r ranks) *Result {
+	if h.Proof != nil {
+		return h.prove(r)
+	}
 	return h.stop(h.Check, func(int) ranks { return r }, r)
 }
 
