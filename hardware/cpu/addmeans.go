@@ -42,7 +42,7 @@ func (s *session) AddMeans(ctx context.Context, masks []hardware.Blocks) error {
 	}
 	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
-	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
+	if err := d.packRoomForAll(); err != nil {
 		return err
 	}
 	items := s.restItems(size)

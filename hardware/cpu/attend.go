@@ -61,7 +61,7 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 	}
 	defer raiseOn(ctx, s.cancel)()
 	if masks != nil {
-		if err := s.packAll(ctx); err != nil {
+		if err := s.packRoomForAll(); err != nil {
 			return err
 		}
 	}
@@ -100,13 +100,12 @@ func (s *session) Attend(ctx context.Context, masks []hardware.Blocks) error {
 			}
 		}
 	}
-	err = forEach(ctx, threads, len(p.items), func(worker, i int) {
+	err = forEachQueued(ctx, threads, p.queues(group), func(worker, i, following int) {
 		item, room := &p.items[i], calls[2*worker*group:][:2*group]
 		list := room[:item.heads]
 		fill(list, item)
-		// Items take about as long as their neighbours, so that workers take turns.
-		if next := i + threads; next < len(p.items) {
-			fill(room[group:][:1], &p.items[next])
+		if following >= 0 {
+			fill(room[group:][:1], &p.items[following])
 			list[0].next = &room[group]
 		}
 		C.trivium_run_attend(s.kernels, &list[0], C.int32_t(item.heads), s.scratch[worker])
@@ -152,8 +151,8 @@ func (s *session) maskIndex(item *attendItem) int {
 	return int(item.sequence)*len(s.request.Sequences[0].Query) + int(item.head)
 }
 
-// plan lists the items, the longest first; of equal ones the heads of a group
-// follow each other, so that they find their keys in the cache.
+// plan lists the items by kv heads, the longest first; of equal ones the heads of a
+// group follow each other, so that they find their keys in the cache.
 func (s *session) plan(masks []hardware.Blocks) (*plan, error) {
 	p := &plan{stride: int64(s.problem.value_dim) + 1}
 	heads := len(s.request.Sequences[0].Query)
@@ -175,8 +174,23 @@ func (s *session) plan(masks []hardware.Blocks) (*plan, error) {
 			}
 		}
 	}
-	slices.SortStableFunc(p.items, func(a, b attendItem) int { return cmp.Compare(b.cost, a.cost) })
+	group := int32(heads / len(s.keys[0]))
+	slices.SortStableFunc(p.items, func(a, b attendItem) int {
+		return cmp.Or(cmp.Compare(a.sequence, b.sequence), cmp.Compare(a.head/group, b.head/group), cmp.Compare(b.cost, a.cost))
+	})
 	return p, nil
+}
+
+// queues are the items of each kv head.
+func (p *plan) queues(group int) []queue {
+	var list []queue
+	for i := range p.items {
+		if i == 0 || p.items[i].sequence != p.items[i-1].sequence || p.items[i].head/int32(group) != p.items[i-1].head/int32(group) {
+			list = append(list, queue{next: i})
+		}
+		list[len(list)-1].end = i + 1
+	}
+	return list
 }
 
 func (s *session) planDense(p *plan, sequence, head, heads int) {

@@ -6,6 +6,7 @@ typedef struct {
     float *sum;               // [TILE, LANES]
     float *chunk;             // keys of one tile, packed
     trivium_rotation chunk_rotation[256];
+    uint32_t chunk_state[2];  // of its keys and values
     const trivium_rest *rest; // whose keys are left out; NULL: none are
     float top[TILE];          // maximum of the scores so far
     int out_stride;
@@ -73,6 +74,31 @@ static void weigh_row(attention *a, int r, key_tile next) {
     vf_store(sums, vf_add(vf_load(sums), sum));
 }
 
+// Packs the values of the chunk from n on, unless some thread has begun to.
+static void pack_chunk_values(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    uint32_t *state = k->values_state + n / TILE;
+    if (!packing_begins(state)) return;
+    packing_done(state, pack_values(p, k, n, min_i64(TILE, k->value.rows - n)) ? TRIVIUM_NOT_FINITE : TRIVIUM_PACKED);
+}
+
+// Sees to it that all of these tiles are packed. What is packed here is still in the
+// second-level cache when it is looked at.
+static void pack_tiles(const trivium_problem *p, const trivium_keys *keys, key_tiles tiles) {
+    key_tiles again = tiles;
+    for (key_tile k = next_tile(&tiles); k.keys && !cancelled(p); k = next_tile(&tiles)) {
+        pack_chunk_keys(p, keys, k.k0 / TILE * TILE);
+        pack_chunk_values(p, keys, k.k0 / TILE * TILE);
+    }
+    for (key_tile k = next_tile(&again); k.keys; k = next_tile(&again)) {
+        await_packing(keys->keys_state + k.k0 / TILE);
+        await_packing(keys->values_state + k.k0 / TILE);
+    }
+}
+
+// Whether some value of the chunk of key n is infinite or NaN. The weight of a key that a
+// row does not see is zero, and zero times such a value is not: see multiply_seen_values.
+static inline int has_not_finite(const trivium_keys *k, int64_t n) { return packing_state(k->values_state + n / TILE) == TRIVIUM_NOT_FINITE; }
+
 // Packs the keys of a tile by themselves, for rows too few to pack all keys for.
 static void pack_tile(attention *a, trivium_keys *chunk, key_tile k) {
     tile_rows *t = &a->tile;
@@ -88,7 +114,11 @@ static void pack_tile(attention *a, trivium_keys *chunk, key_tile k) {
     chunk->key.data = (char *)chunk->key.data + k.k0 * chunk->key.stride * dtype_bytes(chunk->key.dtype);
     chunk->value.data = (char *)chunk->value.data + k.k0 * chunk->value.stride * dtype_bytes(chunk->value.dtype);
     chunk->key.rows = chunk->value.rows = k.keys;
-    pack_chunk(p, chunk, 0, k.keys);
+    a->chunk_state[0] = a->chunk_state[1] = TRIVIUM_UNPACKED;
+    chunk->keys_state = &a->chunk_state[0];
+    chunk->values_state = &a->chunk_state[1];
+    pack_chunk_keys(p, chunk, 0);
+    pack_chunk_values(p, chunk, 0);
     t->keys = chunk;
     t->base = k.k0;
 }
@@ -133,7 +163,7 @@ static void attend_tile(attention *a, key_tile k, key_tile next) {
         score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k.k0, k.keys);
         if (a->rest) hide_kept(t, a->rest, k);
         for (int r = t->from; r < t->to; r++) weigh_row(a, r, next);
-        if (*chunk_flag(t->problem, t->keys, k.k0 - t->base) && (a->rest || hides_keys(t, k.k0, k.keys))) multiply_seen_values(a, k);
+        if (has_not_finite(t->keys, k.k0 - t->base) && (a->rest || hides_keys(t, k.k0, k.keys))) multiply_seen_values(a, k);
         else multiply_values(t->weight, t->to - t->from, t->limit, t->problem, t->keys, k.k0 - t->base, a->out + (long)from * a->out_stride,
                              a->out_stride);
     }
@@ -184,6 +214,7 @@ static void attend_but(const trivium_attend *c, int32_t count, const trivium_res
     for (int64_t r = 0; r < c->rows; r++)
         for (int i = 0; i < count; i++) add_row(&a.tile, c[i].head, c->row + r);
     key_tiles tiles = first_tiles(c, &a.tile);
+    if (c->head->keys->packed) pack_tiles(p, c->head->keys, tiles);
     key_tiles first = tiles;
     key_tile k = next_tile(&first), next;
     int pipelined = pipeline_takes(&a, tiles); // clears outputs itself

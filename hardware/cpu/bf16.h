@@ -25,12 +25,11 @@ static inline uint16_t *value_row(const trivium_problem *p, const trivium_keys *
     return key_panel(p, k, p->key_variants, PANEL) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
 }
 
-static size_t numbers_bytes(const trivium_problem *p, int64_t rows) {
+static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
     int64_t n = round_up(rows, TILE);
     return sizeof(uint16_t) * (size_t)((n * p->key_variants + PANEL) * padded_dim(p) + n * PANEL * value_panels(p));
 }
 
-#include "flags.h"
 static inline float weight_value(uint16_t weight) {
     uint32_t bits = (uint32_t)weight << 16;
     float x;
@@ -56,7 +55,7 @@ static int copy_query(uint16_t *to, const trivium_matrix *m, int64_t row, int n)
 
 // Packs the keys of a panel, of which there are `have`: pairs of columns are turned as
 // if they were float32. Keys that bands turn are rotated first.
-static void pack_keys(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t first, int64_t have) {
+static void pack_panel(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int variant, int64_t first, int64_t have) {
     int depth = (int)padded_dim(p), turned = k->rotation[variant].table != NULL, cols = turned ? depth : p->key_dim;
     _Alignas(64) uint16_t panel[PANEL * 256];
     _Alignas(64) float x[256] = {0};
@@ -81,13 +80,14 @@ static void pack_keys(uint16_t *to, const trivium_problem *p, const trivium_keys
 }
 
 // Packs the values of a chunk, of which there are `rows`, and says whether one of them is not finite.
-static int pack_values(uint16_t *to, const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+static int pack_values(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     // Two rows of 32 columns become those of two panels: words of the first row to even places.
     _Alignas(64) static const uint16_t places[2][2 * LANES] = {
         {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
         {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
     const __m512i exponent = _mm512_set1_epi16(0x7f80), low = _mm512_load_si512(places[0]), high = _mm512_load_si512(places[1]);
     const uint16_t *from = (const uint16_t *)k->value.data + first * k->value.stride;
+    uint16_t *to = value_row(p, k, first);
     __mmask32 not_finite = 0;
     for (int64_t r = 0; r < TILE; r += 2, from += 2 * k->value.stride) {
         for (int j = 0; j < value_panels(p); j += 2) {
@@ -104,11 +104,11 @@ static int pack_values(uint16_t *to, const trivium_problem *p, const trivium_key
     return not_finite != 0;
 }
 
-static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+// Packs the keys of a chunk, of which there are `rows`.
+static void pack_keys(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     for (int64_t at = 0; at < TILE; at += PANEL)
         for (int v = 0; v < p->key_variants; v++)
-            pack_keys(key_panel(p, k, v, first + at), p, k, v, first + at, max_i64(0, min_i64(PANEL, rows - at)));
-    *chunk_flag(p, k, first) = (uint32_t)pack_values(value_row(p, k, first), p, k, first, rows);
+            pack_panel(key_panel(p, k, v, first + at), p, k, v, first + at, max_i64(0, min_i64(PANEL, rows - at)));
 }
 
 // --- exponentials ---

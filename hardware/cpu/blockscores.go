@@ -101,7 +101,7 @@ func (s *session) SquareMass(ctx context.Context, stride, blockSize int, scale f
 	}
 	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
-	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
+	if err := d.packKeys(ctx); err != nil {
 		return nil, err
 	}
 	results, perBlock := d.blockScores(blockSize), blockSize/stride
@@ -209,7 +209,7 @@ func (s *session) MeanScores(ctx context.Context, blockSize int) ([]hardware.Blo
 	}
 	defer d.Close()
 	defer raiseOn(ctx, s.cancel)()
-	if err := d.pack(ctx, func(int) bool { return true }); err != nil {
+	if err := d.packKeys(ctx); err != nil {
 		return nil, err
 	}
 	type item struct{ sequence, head, block, row, rows int }

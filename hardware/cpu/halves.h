@@ -22,10 +22,9 @@ static inline uint16_t *key_panel(const trivium_problem *p, const trivium_keys *
 }
 
 // One panel more than there are keys, since keys are looked at by the two.
-static size_t numbers_bytes(const trivium_problem *p, int64_t rows) {
+static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
     return sizeof(uint16_t) * (size_t)((2 * round_up(rows, TILE) * p->key_variants + PANEL) * padded_dim(p));
 }
-#include "flags.h"
 
 // The halves of 32 numbers.
 INLINE void split_halves(vf a, vf b, __m512i *high, __m512i *low) {
@@ -70,7 +69,8 @@ static void pack_panel(uint16_t *to, int64_t low, const float *rows, int64_t str
     }
 }
 
-static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+// Packs the keys of a chunk, of which there are `rows`.
+static void pack_keys(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     _Alignas(64) float panel[PANEL * 256];
     int depth = (int)padded_dim(p);
     for (int64_t at = 0; at < TILE; at += PANEL) {

@@ -2,6 +2,7 @@
 // Allows every shape of the contract. Error: that of float32 inputs, cosines
 // and results; each score, sum and output is float64 within.
 #include "numbers.h"
+#include "packing.h"
 #include "visible.h"
 
 static const float *rotation_row(const trivium_rotation *r, int64_t row) { return r->table ? r->table + row * r->step : NULL; }
@@ -58,9 +59,30 @@ static const float *value_row(const trivium_problem *p, const trivium_keys *k, i
 }
 
 static void pack_serial(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    for (int64_t n = first; n < first + rows && !cancelled(p); n++) {
-        for (int v = 0; v < p->key_variants; v++) make_key((float *)packed_key(p, k, v, n), p, k, v, n);
-        make_value((float *)packed_value(p, k, n), p, k, n);
+    for (int64_t n = first, next; n < first + rows && !cancelled(p); n = next) {
+        next = min_i64(n + TRIVIUM_PACK_ROWS, first + rows);
+        uint32_t *state = k->keys_state + n / TRIVIUM_PACK_ROWS;
+        if (!packing_begins(state)) continue;
+        for (int64_t i = n; i < next; i++)
+            for (int v = 0; v < p->key_variants; v++) make_key((float *)packed_key(p, k, v, i), p, k, v, i);
+        packing_done(state, TRIVIUM_PACKED);
+    }
+}
+
+// Packs all keys and values.
+static void pack_head(const trivium_problem *p, const trivium_keys *k) {
+    if (!k->packed) return;
+    pack_serial(p, k, 0, k->key.rows);
+    for (int64_t n = 0; n < k->value.rows; n += TRIVIUM_PACK_ROWS) {
+        uint32_t *state = k->values_state + n / TRIVIUM_PACK_ROWS;
+        if (packing_begins(state)) {
+            for (int64_t i = n; i < min_i64(n + TRIVIUM_PACK_ROWS, k->value.rows); i++) make_value((float *)packed_value(p, k, i), p, k, i);
+            packing_done(state, TRIVIUM_PACKED);
+        }
+    }
+    for (int64_t n = 0; n < k->key.rows; n += TRIVIUM_PACK_ROWS) {
+        await_packing(k->keys_state + n / TRIVIUM_PACK_ROWS);
+        await_packing(k->values_state + n / TRIVIUM_PACK_ROWS);
     }
 }
 
@@ -148,6 +170,7 @@ static void attend_row(const trivium_attend *a, scored_row *s, int64_t row) {
 
 static void attend_serial(const trivium_attend *a, int32_t count, void *scratch) {
     scored_row s = scored_row_in(scratch, a->head->problem, a->head->keys->key.rows);
+    pack_head(a->head->problem, a->head->keys);
     for (; count > 0; count--, a++)
         for (int64_t r = a->row; r < a->row + a->rows && !cancelled(a->head->problem); r++) attend_row(a, &s, r);
 }
@@ -248,6 +271,7 @@ static void rest_serial(const trivium_rest *c, void *scratch) {
     const trivium_head *h = c->head;
     const trivium_problem *p = h->problem;
     scored_row s = scored_row_in(scratch, p, h->keys->key.rows);
+    pack_head(p, h->keys);
     for (int64_t r = c->row; r < c->row + c->rows && !cancelled(p); r++) {
         start_row(h, &s, r);
         for (int64_t n = c->first, i = 0; n < c->last; n++) {

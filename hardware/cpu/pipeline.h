@@ -238,7 +238,7 @@ static int pipeline_takes(const attention *a, key_tiles tiles) {
     const trivium_problem *p = t->problem;
     if (p->bands != 1 || p->softcap || a->rest || !t->keys->packed || t->rows <= STRIP / 2 || value_panels(p) % 2) return 0;
     for (key_tile k = next_tile(&tiles); k.keys; k = next_tile(&tiles))
-        if (k.k0 % CHUNK || *chunk_flag(p, t->keys, k.k0)) return 0;
+        if (k.k0 % CHUNK || has_not_finite(t->keys, k.k0)) return 0;
     return 1;
 }
 
@@ -246,16 +246,24 @@ static void want(pipeline *l, const void *data, int64_t stride, int rows, int64_
     if (rows > 0) l->wanted[l->wants++] = (region){.row = data, .stride = stride, .rows = rows, .lines = (int)((bytes + LINE - 1) / LINE), .write = write};
 }
 
-static void want_tile(pipeline *l, const trivium_head *h, key_tile k) {
-    const trivium_problem *p = h->problem;
-    if (!k.keys || !h->keys->packed) return;
-    want(l, key_panel(p, h->keys, p->band->key, k.k0), 0, 1, k.keys * padded_dim(p) * 2, 0);
-    want(l, value_row(p, h->keys, k.k0 / TILE * TILE), 0, 1, (int64_t)TILE * PANEL * value_panels(p) * 2, 0);
-}
-
 static void want_rows(pipeline *l, const trivium_matrix *m, int64_t row, int64_t rows, int write) {
     int64_t bytes = dtype_bytes(m->dtype);
     want(l, (char *)m->data + row * m->stride * bytes, m->stride * bytes, (int)rows, m->cols * bytes, write);
+}
+
+// A tile of keys and values, or the rows that it is to be packed from.
+static void want_tile(pipeline *l, const trivium_head *h, key_tile k) {
+    const trivium_problem *p = h->problem;
+    const trivium_keys *keys = h->keys;
+    if (!k.keys || !keys->packed) return;
+    int64_t chunk = k.k0 / TILE, first = chunk * TILE, rows = min_i64(TILE, keys->key.rows - first);
+    if (packing_state(keys->values_state + chunk) == TRIVIUM_UNPACKED) {
+        if (packing_state(keys->keys_state + chunk) == TRIVIUM_UNPACKED) want_rows(l, &keys->key, first, rows, 0);
+        want_rows(l, &keys->value, first, rows, 0);
+        return;
+    }
+    want(l, key_panel(p, h->keys, p->band->key, k.k0), 0, 1, k.keys * padded_dim(p) * 2, 0);
+    want(l, value_row(p, h->keys, k.k0 / TILE * TILE), 0, 1, (int64_t)TILE * PANEL * value_panels(p) * 2, 0);
 }
 
 // What the last tiles of a call ask for: room for its output, and the queries and first tiles of the next call.

@@ -16,10 +16,9 @@ static inline float *value_row(const trivium_problem *p, const trivium_keys *k, 
     return key_panel(p, k, p->key_variants, 0) + n / TILE * TILE * PANEL * value_panels(p) + n % TILE * PANEL;
 }
 
-static size_t numbers_bytes(const trivium_problem *p, int64_t rows) {
+static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
     return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
 }
-#include "flags.h"
 static inline float weight_value(float weight) { return weight; }
 
 // rows: [16, stride], of which dim columns are turned into to: [dim, 16].
@@ -41,7 +40,8 @@ static int key_plain(const trivium_problem *p, const trivium_keys *k, int varian
     return k->key.dtype == TRIVIUM_FLOAT32 && !k->rotation[variant].table && p->key_dim % LANES == 0;
 }
 
-static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+// Packs the keys of a chunk, of which there are `rows`.
+static void pack_keys(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
     _Alignas(64) float panel[PANEL * 256];
     for (int64_t at = 0; at < TILE; at += PANEL) {
         int64_t have = max_i64(0, min_i64(PANEL, rows - at));
@@ -58,14 +58,19 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
             pack_panel(key_panel(p, k, v, first + at), panel, 256, p->key_dim);
         }
     }
+}
+
+// Packs the values of a chunk, and says whether one of them is not finite.
+static int pack_values(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
+    _Alignas(64) float row[256];
     float *values = value_row(p, k, first);
     vf not_finite = vf_set1(0), zero = vf_set1(0);
     for (int64_t r = 0; r < TILE; r++) {
-        if (r >= rows || p->value_dim % PANEL) memset(panel, 0, sizeof(float) * 256);
-        const float *from = panel;
+        if (r >= rows || p->value_dim % PANEL) memset(row, 0, sizeof row);
+        const float *from = row;
         if (r < rows && k->value.dtype == TRIVIUM_FLOAT32 && p->value_dim % PANEL == 0)
             from = (const float *)k->value.data + (first + r) * k->value.stride;
-        else if (r < rows) load_floats(panel, &k->value, first + r);
+        else if (r < rows) load_floats(row, &k->value, first + r);
         for (int j = 0; j < value_panels(p); j++)
             for (int i = 0; i < PANEL; i += LANES) {
                 vf x = vf_load(from + j * PANEL + i);
@@ -73,7 +78,7 @@ static void pack_chunk(const trivium_problem *p, const trivium_keys *k, int64_t 
                 vf_store(values + (j * TILE + r) * PANEL + i, x);
             }
     }
-    *chunk_flag(p, k, first) = vf_total(not_finite) != 0; // infinity times 0 is NaN
+    return vf_total(not_finite) != 0; // infinity times 0 is NaN
 }
 
 // c[R, 16N] = (add ? c : 0) + a[R, depth] . b[N panels][depth, 16].

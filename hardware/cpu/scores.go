@@ -182,7 +182,7 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 // scored runs n calls that need scratch; what a call pins is let go after it.
 func (s *session) scored(ctx context.Context, n int, call func(worker, i int, pinned *runtime.Pinner)) error {
 	defer raiseOn(ctx, s.cancel)()
-	if err := s.packAll(ctx); err != nil {
+	if err := s.packKeys(ctx); err != nil {
 		return err
 	}
 	threads, err := s.workers(n)

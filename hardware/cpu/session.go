@@ -57,7 +57,10 @@ func (s *session) prepare(ctx context.Context) error {
 	if err := s.rotate(ctx, variants); err != nil {
 		return err
 	}
-	return s.pack(ctx, func(sequence int) bool { return !s.few(sequence) })
+	if err := s.packRoom(func(sequence int) bool { return !s.few(sequence) }); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // few says whether a sequence, as in decoding, has so few rows that packing all
@@ -67,9 +70,9 @@ func (s *session) few(sequence int) bool {
 	return len(q.Query)/len(q.Key)*q.Query[0].Rows <= splitRows
 }
 
-// packAll packs what Prepare left, for operations that need it.
-func (s *session) packAll(ctx context.Context) error {
-	return s.pack(ctx, func(sequence int) bool { return s.keys[sequence][0].packed == nil })
+// packRoomForAll makes the room that Prepare left out, for operations that need it.
+func (s *session) packRoomForAll() error {
+	return s.packRoom(func(sequence int) bool { return s.keys[sequence][0].packed == nil })
 }
 
 // describe fills problem, keys and heads, all but rotations and packed keys.
@@ -131,39 +134,51 @@ func (s *session) describeSequence(q *hardware.Sequence) error {
 	return nil
 }
 
-// pack gives the kernels the keys and values of some sequences in their own
-// layout.
-func (s *session) pack(ctx context.Context, wanted func(sequence int) bool) error {
-	const chunk = 4 * C.TRIVIUM_PACK_ROWS
-	type part struct{ keys, head, row int }
-	var parts []part
+// packRoom makes room for the keys and values of some sequences in the kernels'
+// own layout. What attends packs there what it needs, as it needs it, while it is
+// near; before scoring packKeys is to be called.
+func (s *session) packRoom(wanted func(sequence int) bool) error {
 	for i, keys := range s.keys {
 		if !wanted(i) {
 			continue
 		}
 		for h := range keys {
-			rows := int(keys[h].key.rows)
-			packed, err := s.memory.alloc(C.trivium_pack_bytes(s.kernels, s.problem, keys[h].key.rows))
+			rows := keys[h].key.rows
+			packed, err := s.memory.alloc(C.trivium_pack_bytes(s.kernels, s.problem, rows))
 			if err != nil {
 				return err
 			}
-			keys[h].packed = packed
-			for row := 0; row < rows; row += chunk {
+			chunks := (int(rows) + C.TRIVIUM_PACK_ROWS - 1) / C.TRIVIUM_PACK_ROWS
+			states, err := array[C.uint32_t](&s.memory, 2*chunks+1)
+			if err != nil {
+				return err
+			}
+			keys[h].packed, keys[h].keys_state, keys[h].values_state = packed, &states[0], &states[chunks]
+		}
+	}
+	return nil
+}
+
+// packKeys packs the keys of all sequences.
+func (s *session) packKeys(ctx context.Context) error {
+	if err := s.packRoomForAll(); err != nil {
+		return err
+	}
+	const chunk = 4 * C.TRIVIUM_PACK_ROWS
+	type part struct{ keys, head, row int }
+	var parts []part
+	for i, keys := range s.keys {
+		for h := range keys {
+			for row := 0; row < int(keys[h].key.rows); row += chunk {
 				parts = append(parts, part{i, h, row})
 			}
 		}
 	}
-	err := forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
+	return forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
 		k := &s.keys[parts[i].keys][parts[i].head]
 		rows := min(chunk, int(k.key.rows)-parts[i].row)
 		C.trivium_pack(s.kernels, s.problem, k, C.int64_t(parts[i].row), C.int64_t(rows))
 	})
-	if err != nil { // what is half packed is not packed
-		for _, p := range parts {
-			s.keys[p.keys][p.head].packed = nil
-		}
-	}
-	return err
 }
 
 // workers makes scratch for the threads that will work on n items and says how

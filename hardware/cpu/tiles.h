@@ -16,6 +16,8 @@
 //
 // Error: exp2 below 2e-7 relative (polynomial 7.5e-8, the rest rounding), tanh
 // below 3e-7; sums of head_dim and of keys in float32, fused.
+#include "packing.h"
+
 enum { STRIPS = (TILE + ROW_STEP - 1) / ROW_STEP };
 
 // --- scores ---
@@ -217,8 +219,16 @@ INLINE vf exponentials(float *score, int keys, float top, float unit) { return e
 
 static inline float exp2_scalar(float x) { return x < -126 ? 0 : exp2f(x); }
 
+// Packs the keys of the chunk from n on, unless some thread has begun to.
+static void pack_chunk_keys(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    uint32_t *state = k->keys_state + n / TILE;
+    if (!packing_begins(state)) return;
+    pack_keys(p, k, n, min_i64(TILE, k->key.rows - n));
+    packing_done(state, TRIVIUM_PACKED);
+}
+
 static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk(p, k, first + at, min_i64(TILE, rows - at));
+    for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk_keys(p, k, first + at);
 }
 
 #ifndef SCORES_ONLY

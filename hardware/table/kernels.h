@@ -57,12 +57,21 @@ typedef struct {
     int32_t dtype;              // of queries, keys and values where it is one, else float32
 } trivium_problem;
 
+// What is known of the keys, or of the values, of a chunk of TRIVIUM_PACK_ROWS.
+enum {
+    TRIVIUM_UNPACKED,
+    TRIVIUM_PACKING,   // some thread is at it
+    TRIVIUM_PACKED,
+    TRIVIUM_NOT_FINITE // packed, and a value of it is infinite or NaN
+};
+
 // One kv head. Row n is at position n.
 typedef struct {
     trivium_matrix key, value;
     const trivium_rotation *rotation; // [key_variants]
-    void *packed;                     // of pack_bytes, 64-byte aligned; written by pack alone; NULL: attend
-                                      // packs what it looks at as it goes, which is for few rows
+    void *packed;                     // of pack_bytes, 64-byte aligned, for the kernels alone; NULL: attend
+                                      // packs for itself what it looks at, which is for few rows
+    uint32_t *keys_state, *values_state; // [chunks] of what is packed; at first TRIVIUM_UNPACKED
 } trivium_keys;
 
 // One query head. Row r is at position offset + r.
@@ -282,8 +291,10 @@ typedef struct trivium_kernels {
     int (*supported)(void);     // by this machine
     // The packed form of a kv head with `rows` keys, opaque to the caller.
     size_t (*pack_bytes)(const trivium_problem *, int64_t rows);
-    // Packs rows [first, first+rows) of keys; first a multiple of TRIVIUM_PACK_ROWS,
-    // and rows too, unless they are the last.
+    // Packs the keys of rows [first, first+rows), all but those that are packed; first a
+    // multiple of TRIVIUM_PACK_ROWS, and rows too, unless they are the last. To be called
+    // before anything scores them; attend and rest pack by themselves the keys and values
+    // that they look at, and wait for those that another thread is packing.
     void (*pack)(const trivium_problem *, const trivium_keys *, int64_t first, int64_t rows);
     // Scratch for any operation; keys: the most rows of any trivium_keys, and for
     // square_mass at least 16 times the key blocks.

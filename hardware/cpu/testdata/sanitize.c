@@ -81,11 +81,19 @@ static void drop(shape *s) {
     free(s->block);
 }
 
+static void make_packed(const trivium_kernels *k, const trivium_problem *p, trivium_keys *keys) {
+    size_t chunks = (keys->key.rows + TRIVIUM_PACK_ROWS - 1) / TRIVIUM_PACK_ROWS;
+    keys->packed = aligned(k->pack_bytes(p, keys->key.rows));
+    keys->keys_state = memset(exactly(sizeof(uint32_t) * chunks), 0, sizeof(uint32_t) * chunks);
+    keys->values_state = memset(exactly(sizeof(uint32_t) * chunks), 0, sizeof(uint32_t) * chunks);
+}
+static void drop_packed(trivium_keys *keys) { free(keys->packed), free(keys->keys_state), free(keys->values_state); }
+
 // Results of one table: outputs, lse, columns, slashes, mass, means.
 static double *run(shape *s, const trivium_kernels *k, int *count) {
     int keys = (int)s->keys.key.rows, rows = s->rows, dim = s->problem.value_dim;
-    s->keys.packed = aligned(k->pack_bytes(&s->problem, keys));
-    k->pack(&s->problem, &s->keys, 0, keys);
+    make_packed(k, &s->problem, &s->keys);
+    if (rows % 2) k->pack(&s->problem, &s->keys, 0, keys); // else attend finds nothing packed
     void *scratch = aligned(k->scratch_bytes(&s->problem, keys));
     float *lse = exactly(4 * rows), *columns = exactly(4 * keys), *slashes = exactly(4 * keys);
     float *mass = exactly(sizeof(float) * rows * s->blocks), *mass_lse = exactly(4 * rows);
@@ -102,6 +110,7 @@ static double *run(shape *s, const trivium_kernels *k, int *count) {
         k->attend(two, rows <= TRIVIUM_QUERY_ROWS / 2 ? 2 : 1, scratch);
         s->keys.packed = packed;
     }
+    k->pack(&s->problem, &s->keys, 0, keys);
     *count = rows * dim + rows + 2 * keys + rows * s->blocks;
     double *all = malloc(sizeof(double) * *count), *to = all;
     for (int r = 0; r < rows; r++)
@@ -116,7 +125,7 @@ static double *run(shape *s, const trivium_kernels *k, int *count) {
     k->row_mass((trivium_row_mass[]){more, m}, 2, scratch);
     free(more.mass), free(more.lse);
     for (int i = 0; i < rows * s->blocks; i++) *to++ = mass[i];
-    free(s->keys.packed), free(scratch), free(lse), free(columns), free(slashes), free(mass), free(mass_lse), free(row), free(place);
+    drop_packed(&s->keys), free(scratch), free(lse), free(columns), free(slashes), free(mass), free(mass_lse), free(row), free(place);
     return all;
 }
 
@@ -139,7 +148,7 @@ static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
         key.stride *= 2, query.stride *= 2;
         keys[t] = (trivium_keys){key, key, &none, NULL};
         keys[t].value.cols = 0;
-        keys[t].packed = aligned(k->pack_bytes(&p, key.rows));
+        make_packed(k, &p, &keys[t]);
         if (key.rows) k->pack(&p, &keys[t], 0, key.rows);
         heads[t] = (trivium_head){&p, &keys[t], &none, query, 3};
     }
@@ -155,8 +164,8 @@ static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
     k->column_score(&c, scratch);
     p.value_dim = p.key_dim; // the keys are their own values
     keys[0].value = keys[0].key;
-    free(keys[0].packed), free(scratch);
-    keys[0].packed = aligned(k->pack_bytes(&p, keys[0].key.rows));
+    drop_packed(&keys[0]), free(scratch);
+    make_packed(k, &p, &keys[0]);
     k->pack(&p, &keys[0], 0, keys[0].key.rows);
     scratch = aligned(k->scratch_bytes(&p, squares));
     trivium_matrix out = {exactly(4 * rows * p.value_dim), rows, p.value_dim, p.value_dim, TRIVIUM_FLOAT32};
@@ -174,7 +183,7 @@ static double *block_scores(shape *s, const trivium_kernels *k, int *count) {
     free(out.data), free(lse), free(room);
     for (int i = 0; i < row_blocks * blocks; i++) *to++ = mass[i];
     for (int i = 0; i < c.last - c.first; i++) *to++ = score[i];
-    free(keys[0].packed), free(keys[1].packed), free(scratch), free(mass), free(score);
+    drop_packed(&keys[0]), drop_packed(&keys[1]), free(scratch), free(mass), free(score);
     return all_scores;
 }
 
