@@ -80,8 +80,10 @@ def _forward(
         return trivium.attention(*tensors, **call), None
     wants_mask = trace.wants_mask(layer, decode)
     started = time.perf_counter()
-    measuring: dict[str, Any] = {} if decode else {"probe_rows": trace.probe_rows, "bound": trace.bound, "delta": trace.delta}
-    output, report = trivium.attention(*tensors, return_report=True, return_mask=wants_mask, **measuring, **call)
+    call |= {"return_report": True, "return_mask": wants_mask}
+    if not decode:
+        call |= {"probe_rows": trace.probe_rows, "bound": trace.bound, "delta": trace.delta}
+    output, report = trivium.attention(*tensors, **call)
     trace.add(layer, query.shape[2], key.shape[2], report, time.perf_counter() - started)
     return output, None
 
