@@ -72,6 +72,17 @@ type Positions struct {
 	Bands       []Band // cover every distance exactly once
 }
 
+// Precision is how exact products of float32 are to be.
+type Precision uint8
+
+// What torch.set_float32_matmul_precision calls "highest" and "high".
+const (
+	Highest Precision = iota // float32
+	// High permits three products of halves, each number being the sum of two
+	// bfloat16: to 2^-15 of each product, and 2^-18 on average.
+	High
+)
+
 // Problem is what all operations of one attention call share.
 type Problem struct {
 	Sequences []Sequence
@@ -82,6 +93,7 @@ type Problem struct {
 	Sinks     []float32 // a logit for each query head; nil: none
 	Positions *Positions
 	Threads   int // 0: all
+	Precision Precision
 }
 
 // Blocks is the block mask of one query head of one sequence, in compressed
@@ -219,6 +231,8 @@ type Session interface {
 	// number of keys at their mean, with the mean of their values. Bands do not
 	// hold. The problem is causal and has an LSE.
 	AddMeans(ctx context.Context, masks []Blocks) error
+	// Precision is that of the products that Attend makes of float32 and float16.
+	Precision() Precision
 	Close()
 }
 

@@ -149,7 +149,7 @@ static void multiply_seen_values(attention *a, key_tile k) {
         load_floats(x, &t->keys->value, k.k0 - t->base + j);
         for (int r = t->from; r < t->to; r++) {
             if (k.k0 + j < first_visible(p, t->position[r]) || k.k0 + j >= last_visible(p, t->position[r], k.k0 + k.keys)) continue;
-            float weight = weight_value(t->weight[(r - t->from) * TILE + j]), *out = a->out + (long)r * a->out_stride;
+            float weight = weight_at(t->weight + (r - t->from) * TILE, j), *out = a->out + (long)r * a->out_stride;
             for (int i = 0; i < p->value_dim; i++) out[i] += weight * x[i];
         }
     }

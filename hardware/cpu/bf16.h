@@ -11,7 +11,7 @@
 // rotated queries and keys when bands turn them), their sum is not; the rest as
 // float32.
 typedef uint16_t query_t, weight_t;
-enum { WEIGHTS_IN_PLACE = 0, SCALED_QUERY = 0, DEPTH = 32 /* bfloat16 that key_dim is padded to */ };
+enum { WEIGHTS_IN_PLACE = 0, SCALED_QUERY = 0, DEPTH = 32 /* bfloat16 that key_dim is padded to */, HALVES = 1 };
 
 // --- packing ---
 
@@ -30,12 +30,7 @@ static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
     return sizeof(uint16_t) * (size_t)((n * p->key_variants + PANEL) * padded_dim(p) + n * PANEL * value_panels(p));
 }
 
-static inline float weight_value(uint16_t weight) {
-    uint32_t bits = (uint32_t)weight << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+#include "pairs.h"
 
 // Up to 32 bfloat16 of a row that has so many left, then zeros.
 static inline __m512i first_columns(const uint16_t *from, int left) {
@@ -81,11 +76,7 @@ static void pack_panel(uint16_t *to, const trivium_problem *p, const trivium_key
 
 // Packs the values of a chunk, of which there are `rows`, and says whether one of them is not finite.
 static int pack_values(const trivium_problem *p, const trivium_keys *k, int64_t first, int64_t rows) {
-    // Two rows of 32 columns become those of two panels: words of the first row to even places.
-    _Alignas(64) static const uint16_t places[2][2 * LANES] = {
-        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
-    const __m512i exponent = _mm512_set1_epi16(0x7f80), low = _mm512_load_si512(places[0]), high = _mm512_load_si512(places[1]);
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
     const uint16_t *from = (const uint16_t *)k->value.data + first * k->value.stride;
     uint16_t *to = value_row(p, k, first);
     __mmask32 not_finite = 0;
@@ -96,9 +87,7 @@ static int pack_values(const trivium_problem *p, const trivium_keys *k, int64_t 
             __m512i odd = r + 1 < rows ? first_columns(from + k->value.stride + j * PANEL, left) : _mm512_setzero_si512();
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(even, exponent), exponent);
             not_finite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(odd, exponent), exponent);
-            uint16_t *pairs = to + (j * TILE + r) * PANEL;
-            _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(even, low, odd));
-            if (left > PANEL) _mm512_storeu_si512(pairs + TILE * PANEL, _mm512_permutex2var_epi16(even, high, odd));
+            store_pairs(to + (j * TILE + r) * PANEL, TILE * PANEL, even, odd, left > PANEL);
         }
     }
     return not_finite != 0;
@@ -114,18 +103,29 @@ static void pack_keys(const trivium_problem *p, const trivium_keys *k, int64_t f
 // --- exponentials ---
 
 // 2^(x - floor(x)) to 2.6e-6, since the result is rounded to bfloat16.
-INLINE vf exp2_of_fraction(vf x) {
+INLINE vf short_exp2_of_fraction(vf x) {
     vf r = vf_fraction(x);
     vf y = vf_fma(vf_set1(0x1.bb7cd4p-7f), r, vf_set1(0x1.aa13f2p-5f));
     y = vf_fma(y, r, vf_set1(0x1.ee798ap-3f));
     y = vf_fma(y, r, vf_set1(0x1.62d166p-1f));
     return vf_fma(y, r, vf_set1(0x1.00002cp+0f));
 }
-INLINE vf exp2_short(vf x) { return vf_scale(exp2_of_fraction(x), x); }
+INLINE vf exp2_short(vf x) { return vf_scale(short_exp2_of_fraction(x), x); }
 // The same where the processor flushes results below 2^-126 to zero.
-INLINE vf exp2_flushed(vf x) { return _mm512_scalef_ps(exp2_of_fraction(x), x); }
+INLINE vf exp2_flushed(vf x) { return _mm512_scalef_ps(short_exp2_of_fraction(x), x); }
 
 #define exp2_score exp2_short
+
+static inline float weight_at(const uint16_t *row, int j) {
+    uint32_t bits = (uint32_t)row[j] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+INLINE void store_weights(uint16_t *row, int j, vf x, vf y) { _mm512_storeu_si512(row + j, (__m512i)_mm512_cvtne2ps_pbh(y, x)); }
+static inline void scale_weights(uint16_t *row, int keys, float by) {
+    for (int j = 0; j < keys; j += LANES) vf_store_bf16(row + j, vf_mul(vf_load_bf16(row + j), vf_set1(by)));
+}
 
 static inline float reference_of(float top, float unit);
 
@@ -138,7 +138,7 @@ INLINE vf weights(uint16_t *weight, const float *score, int keys, float top, flo
         vf high = exp2_short(vf_fma(vf_load(score + j + LANES), factor, reference));
         sum = vf_add(sum, low);
         more = vf_add(more, high);
-        _mm512_storeu_si512(weight + j, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        store_weights(weight, j, low, high);
     }
     if (j < keys) {
         vf low = exp2_short(vf_fma(vf_load(score + j), factor, reference));

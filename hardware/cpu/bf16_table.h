@@ -1,5 +1,6 @@
 // The table of an instruction set that multiplies bfloat16: problems that are
-// all bfloat16 are its own, any other those of other_table. Included after tiles.h.
+// all bfloat16 are its own, any other those of other_table, or, where keys need not
+// be packed, of attending_table. Included after tiles.h.
 static int is_bf16(const trivium_problem *p) { return p->dtype == TRIVIUM_BFLOAT16; }
 
 static size_t pack_bytes_any(const trivium_problem *p, int64_t rows) {
@@ -9,10 +10,10 @@ static void pack_any(const trivium_problem *p, const trivium_keys *k, int64_t fi
     is_bf16(p) ? NAME(pack)(p, k, first, rows) : other_table(p)->pack(p, k, first, rows);
 }
 static size_t scratch_bytes_any(const trivium_problem *p, int64_t keys) {
-    return is_bf16(p) ? NAME(scratch_bytes)(p, keys) : other_table(p)->scratch_bytes(p, keys);
+    return is_bf16(p) ? NAME(scratch_bytes)(p, keys) : other_scratch_bytes(p, keys);
 }
 static void attend_any(const trivium_attend *a, int32_t count, void *scratch) {
-    is_bf16(a->head->problem) ? NAME(attend)(a, count, scratch) : other_table(a->head->problem)->attend(a, count, scratch);
+    is_bf16(a->head->problem) ? NAME(attend)(a, count, scratch) : attending_table(a->head)->attend(a, count, scratch);
 }
 static void representative_any(const trivium_representative *r, void *scratch) {
     is_bf16(r->head->problem) ? NAME(representative)(r, scratch) : other_table(r->head->problem)->representative(r, scratch);
@@ -44,6 +45,6 @@ static void rest_any(const trivium_rest *r, void *scratch) {
         .square_mass = square_mass_any,            \
         .column_score = column_score_any,          \
         .rest = rest_any,                          \
-        .scored_apart = SCORED_APART,              \
+        .halves = IN_HALVES,                       \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

@@ -13,17 +13,19 @@ enum { TILE = 128, PANEL = 16, PER_PANEL = PANEL / LANES };
 
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// exp2 of x <= 0; 0 below 2^-126, NaN for NaN.
-INLINE vf exp2_below_one(vf x) {
+// 2^(x - floor(x)), to 7.5e-8.
+INLINE vf exp2_of_fraction(vf x) {
     vf r = vf_fraction(x); // in [0, 1)
     vf y = vf_set1(0x1.ec320ap-10f);
     y = vf_fma(y, r, vf_set1(0x1.26900ep-7f));
     y = vf_fma(y, r, vf_set1(0x1.c95446p-5f));
     y = vf_fma(y, r, vf_set1(0x1.ebd5a8p-3f));
     y = vf_fma(y, r, vf_set1(0x1.62e4f6p-1f));
-    y = vf_fma(y, r, vf_set1(0x1.fffffep-1f));
-    return vf_scale(y, x);
+    return vf_fma(y, r, vf_set1(0x1.fffffep-1f));
 }
+
+// exp2 of x <= 0; 0 below 2^-126, NaN for NaN.
+INLINE vf exp2_below_one(vf x) { return vf_scale(exp2_of_fraction(x), x); }
 
 INLINE vf tanh_of(vf x) {
     vf size = vf_abs(x), square = vf_mul(x, x);
@@ -55,7 +57,6 @@ static void load_floats(float *to, const trivium_matrix *m, int64_t row) {
     for (; i < n; i++) to[i] = (float)load_number(from, m->dtype, i);
 }
 
-#ifndef SCORES_ONLY
 // Stores a row times scale.
 static void store_floats(const trivium_matrix *m, int64_t row, const float *from, float scale) {
     int n = m->cols, i = 0;
@@ -73,7 +74,6 @@ static void store_floats(const trivium_matrix *m, int64_t row, const float *from
         for (; i + LANES <= n; i += LANES) vf_store_f16(to + i, vf_mul(vf_load(from + i), factor));
     for (; i < n; i++) store_number(to, m->dtype, i, from[i] * scale);
 }
-#endif
 
 static void rotate_floats(float *x, const trivium_problem *p, const trivium_rotation *r, int64_t row) {
     if (!r->table) return;

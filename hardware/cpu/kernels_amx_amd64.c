@@ -101,6 +101,20 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
     }
 }
 
+// A step of the products of pipeline.h, c[32, 32] += a . b: keys and values must not
+// drive the rest from the first-level cache.
+INLINE void step_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low) {
+    (void)a_low, (void)b_low; // of numbers in halves
+    _tile_stream_loadd(6, b, 64);
+    _tile_loadd(4, a, a_stride);
+    _tile_stream_loadd(7, b + panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
 // Asks for a share of a tile's keys in their first variant.
 static inline void prefetch_keys(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
     const char *key = (const char *)key_panel(p, k, 0, k0);
@@ -120,14 +134,21 @@ static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k
 
 #include "tiles.h"
 
-// Problems that are not bfloat16: those without values are only scored, which
-// halves of bfloat16 do several times as fast.
+// Problems that are not bfloat16: halves of it are several times as fast as float32,
+// and what they lose matters neither to scores (problems without values) nor beside
+// the rounding of float16.
 extern const trivium_kernels trivium_kernels_amxhalves, trivium_kernels_avx512;
-static const trivium_kernels *other_table(const trivium_problem *p) {
-    return p->value_dim ? &trivium_kernels_avx512 : &trivium_kernels_amxhalves;
+static int halves_amx(const trivium_problem *p) {
+    return p->dtype != TRIVIUM_BFLOAT16 && (p->high || p->dtype == TRIVIUM_FLOAT16 || !p->value_dim);
 }
-static int scored_apart_amx(const trivium_problem *p) { return p->dtype != TRIVIUM_BFLOAT16 && p->value_dim; }
-#define SCORED_APART scored_apart_amx
+static const trivium_kernels *other_table(const trivium_problem *p) { return halves_amx(p) ? &trivium_kernels_amxhalves : &trivium_kernels_avx512; }
+// Few rows read each key once: splitting it takes longer than its products in float32.
+static const trivium_kernels *attending_table(const trivium_head *h) { return h->keys->packed ? other_table(h->problem) : &trivium_kernels_avx512; }
+static size_t other_scratch_bytes(const trivium_problem *p, int64_t keys) {
+    size_t halves = trivium_kernels_amxhalves.scratch_bytes(p, keys), whole = trivium_kernels_avx512.scratch_bytes(p, keys);
+    return halves > whole ? halves : whole;
+}
+#define IN_HALVES halves_amx
 #include "bf16_table.h"
 
 // The system gives a process the tiles' registers when it asks for them.

@@ -1,11 +1,15 @@
-// Scores of float32 and float16 on AMX, in halves of bfloat16: the part of the AMX
-// table for problems without values. halves.h tells how.
+// float32 and float16 on AMX, in halves of bfloat16: the part of the AMX table for
+// problems that are scored, are float16, or are float32 whose products may be off by
+// what halves make of them. halves.h tells how.
+//
+// A step of 32 columns is twelve products of eight tiles, which are loaded once each:
+// low.high first, then high.high and high.low with two tiles exchanged each time.
 #pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "avx512.h"
 
 #define NAME(x) x##_amxhalves
 #define ROW_STEP 32
-#define SCORES_ONLY 1
+#define PIPELINED 1
 
 #include "elements.h"
 
@@ -13,61 +17,127 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 #include "halves.h"
 #include "amx.h"
 
-// c[32, 32] (+)= a[32, 32 steps] . b, small products first; a and b are high halves,
-// whose low ones lie a_low and b_low elements on, b two panels that lie `panel`
-// elements apart; strides in bytes.
+// A step of c[32, 32] += a . b: a and b are high halves, whose low ones lie a_low and
+// b_low elements on, b two panels that lie `panel` elements apart; a_stride in bytes.
+// Keys and values must not drive the rest from the first-level cache.
+INLINE void step_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low) {
+    const uint16_t *below = a + 16 * (a_stride / 2);
+    _tile_stream_loadd(6, b, 64);
+    _tile_loadd(4, a + a_low, a_stride);
+    _tile_stream_loadd(7, b + panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, below + a_low, a_stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    _tile_loadd(4, a, a_stride);
+    _tile_loadd(5, below, a_stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    _tile_stream_loadd(6, b + b_low, 64);
+    _tile_stream_loadd(7, b + panel + b_low, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+// c[32, 32] (+)= a[32, 32 steps] . b; c_stride in bytes.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
                                                   long steps, float *c, long c_stride, int add) {
     MEMORY_BARRIER();
     if (add) load_2_2(c, c_stride);
     else zero_2_2();
-    for (int part = 0; part < 3; part++) {
-        const uint16_t *x = a + (part == 0 ? a_low : 0), *y = b + (part == 1 ? b_low : 0);
-        for (long k = 0; k < steps; k++, x += DEPTH, y += 16 * DEPTH) multiply_2_2(x, a_stride, y, panel);
-    }
+    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) step_2_2(a, a_stride, a_low, b, panel, b_low);
     store_2_2(c, c_stride);
     MEMORY_BARRIER();
 }
 
-// The same for one tile of rows.
-static __attribute__((noinline)) void product_1_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
-                                                  long steps, float *c, long c_stride, int add) {
+// The same for one tile of rows, one panel or both.
+static __attribute__((noinline)) void product_1(int panels, const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
+                                                long steps, float *c, long c_stride, int add) {
     MEMORY_BARRIER();
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < panels; j++) {
         if (add) _tile_loadd(0, c + 16 * j, c_stride);
         else _tile_zero(0);
-        for (int part = 0; part < 3; part++) {
-            const uint16_t *x = a + (part == 0 ? a_low : 0), *y = b + j * panel + (part == 1 ? b_low : 0);
-            for (long k = 0; k < steps; k++) {
-                _tile_loadd(4, x + k * DEPTH, a_stride);
-                _tile_loadd(6, y + k * 16 * DEPTH, 64);
-                _tile_dpbf16ps(0, 4, 6);
-            }
+        for (long k = 0; k < steps; k++) {
+            const uint16_t *x = a + k * DEPTH, *y = b + j * panel + k * 16 * DEPTH;
+            _tile_loadd(4, x + a_low, a_stride);
+            _tile_loadd(6, y, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(5, x, a_stride);
+            _tile_dpbf16ps(0, 5, 6);
+            _tile_loadd(7, y + b_low, 64);
+            _tile_dpbf16ps(0, 5, 7);
         }
         _tile_stored(0, c + 16 * j, c_stride);
     }
     MEMORY_BARRIER();
 }
 
+static void product(int rows, int panels, const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low, long steps,
+                    float *c, long c_stride, int add) {
+    if (rows > 16 && panels == 2) {
+        product_2_2(a, a_stride, a_low, b, panel, b_low, steps, c, c_stride, add);
+        return;
+    }
+    product_1(panels, a, a_stride, a_low, b, panel, b_low, steps, c, c_stride, add);
+    if (rows > 16)
+        product_1(panels, a + 16 * (a_stride / 2), a_stride, a_low, b, panel, b_low, steps, c + 16 * (c_stride / 4), c_stride, add);
+}
+
 static void multiply_scores(const query_t *query, int stride, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k,
                             int variant, int64_t k0, int keys, float *score, int add) {
-    long depth = padded_dim(p), panel = depth * PANEL, low = to_low(p, k);
+    long depth = padded_dim(p), half = depth * PANEL;
     const uint16_t *packed = key_panel(p, k, variant, k0);
     for (int j = 0; j < keys; j += 2 * PANEL)
         for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP)
             if (limit[s] > j)
-                (rows - r > 16 ? product_2_2 : product_1_2)((const uint16_t *)(query + (long)r * stride), stride * 4L, stride, packed + j * depth, panel,
-                                                            low, depth / DEPTH, score + r * TILE + j, TILE * 4L, add);
+                product(rows - r, 2, (const uint16_t *)(query + (long)r * stride), stride * 4L, stride, packed + HALVES * j * depth, HALVES * half,
+                        half, depth / DEPTH, score + r * TILE + j, TILE * 4L, add);
+}
+
+// A last half step must not look at keys behind the tile's, whose weights are
+// zero but whose values may be infinite: those of the last step are copied.
+static void multiply_values(const weight_t *weight, int rows, const int *limit, const trivium_problem *p, const trivium_keys *k, int64_t k0,
+                            float *out, int out_stride) {
+    const long half = TILE * PANEL, panel = HALVES * half;
+    const uint16_t *values = value_row(p, k, k0);
+    int inside = TILE - (int)(k0 % TILE);
+    for (int j = 0; j < value_panels(p); j += 2) {
+        int panels = value_panels(p) - j < 2 ? 1 : 2;
+        const uint16_t *b = values + j * panel;
+        for (int s = 0, r = 0; r < rows; s++, r += ROW_STEP) {
+            int steps = (limit[s] < inside ? limit[s] : inside) / DEPTH;
+            float *c = out + (long)r * out_stride + j * PANEL;
+            const uint16_t *a = (const uint16_t *)(weight + r * TILE);
+            if (steps) product(rows - r, panels, a, TILE * 4L, TILE, b, panel, half, steps, c, out_stride * 4L, 1);
+            if (limit[s] <= steps * DEPTH) continue;
+            _Alignas(64) uint16_t last[2][HALVES][DEPTH * PANEL] = {{{0}}};
+            for (int i = 0; i < panels; i++)
+                for (int which = 0; which < HALVES; which++)
+                    memcpy(last[i][which], b + i * panel + which * half + steps * DEPTH * PANEL, sizeof(uint16_t) * DEPTH / 2 * PANEL);
+            product(rows - r, panels, a + steps * DEPTH, TILE * 4L, TILE, last[0][0], HALVES * DEPTH * PANEL, DEPTH * PANEL, 1, c, out_stride * 4L, 1);
+        }
+    }
+}
+
+// Asks for a share of so many lines.
+static inline void prefetch_lines(const void *from, long lines, int part, int parts) {
+    for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) __builtin_prefetch((const char *)from + 64 * i, 0, 2);
 }
 
 // Asks for a share of a tile's keys in their first variant.
 static inline void prefetch_keys(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
-    const char *high = (const char *)key_panel(p, k, 0, k0), *low = high + 2 * to_low(p, k);
-    long lines = keys * padded_dim(p) / 32;
-    for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) {
-        __builtin_prefetch(high + 64 * i, 0, 2);
-        __builtin_prefetch(low + 64 * i, 0, 2);
-    }
+    prefetch_lines(key_panel(p, k, 0, k0), HALVES * keys * padded_dim(p) / 32, part, parts);
+}
+
+// The same with its values.
+static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
+    prefetch_keys(p, k, k0, keys, part, parts);
+    prefetch_lines(value_row(p, k, k0 / TILE * TILE), (long)HALVES * TILE * value_panels(p) / 2, part, parts);
 }
 
 #include "tiles.h"
@@ -77,8 +147,10 @@ const trivium_kernels trivium_kernels_amxhalves = {
     .pack_bytes = pack_bytes_amxhalves,
     .pack = pack_amxhalves,
     .scratch_bytes = scratch_bytes_amxhalves,
+    .attend = attend_amxhalves,
     .representative = representative_amxhalves,
     .row_mass = row_mass_amxhalves,
     .square_mass = square_mass_amxhalves,
     .column_score = column_score_amxhalves,
+    .rest = rest_amxhalves,
 };

@@ -90,7 +90,9 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
 
 extern const trivium_kernels trivium_kernels_avx512;
 static const trivium_kernels *other_table(const trivium_problem *p) { return (void)p, &trivium_kernels_avx512; }
-#define SCORED_APART NULL
+static const trivium_kernels *attending_table(const trivium_head *h) { return other_table(h->problem); }
+static size_t other_scratch_bytes(const trivium_problem *p, int64_t keys) { return other_table(p)->scratch_bytes(p, keys); }
+#define IN_HALVES NULL
 #include "bf16_table.h"
 
 static int supported_avx512bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }

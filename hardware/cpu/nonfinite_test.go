@@ -3,6 +3,7 @@ package cpu
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/trivium-ml/trivium/hardware"
@@ -80,6 +81,68 @@ func TestValuesThatAreNotFinite(t *testing.T) {
 	}
 	if blind < 1000 || seeing < 1000 {
 		t.Errorf("%d rows see no such value and %d do: want many of both", blind, seeing)
+	}
+}
+
+// spoilScores makes some numbers of queries and keys infinite or NaN, also for the definition.
+func (c *randomCase) spoilScores(r *rand.Rand) {
+	numbers := []float64{math.NaN(), math.Inf(1), math.Inf(-1)}
+	for _, heads := range append(slices.Clone(c.query), c.key...) {
+		b := heads[r.IntN(len(heads))]
+		n, j, kind := r.IntN(b.Rows), r.IntN(b.Cols), r.IntN(3)
+		c.storeBits(b, n, j, kind)
+		b.values[n][j] = numbers[kind]
+	}
+}
+
+// A query or key that is not finite leaves its neighbours alone, and a score of
+// -Inf hides a key.
+func TestScoresThatAreNotFinite(t *testing.T) {
+	outputs, lses := worst{}, worst{}
+	finite := 0
+	for seed := uint64(firstSeed); seed < firstSeed+cases; seed++ {
+		c := newCase(seed)
+		c.problem.Positions, c.problem.Softcap = nil, 0
+		c.spoilScores(rand.New(rand.NewPCG(seed, 3)))
+		var clean []sampledRow
+		for _, w := range c.sample() {
+			if !math.IsNaN(w.lse) && !math.IsInf(w.lse, 0) {
+				clean = append(clean, w)
+			}
+		}
+		finite += len(clean)
+		for isa, b := range backends(t) {
+			c.attend(t, b)
+			c.compareRows(t, isa, clean, outputs, lses)
+		}
+		if t.Failed() {
+			t.Fatal(c)
+		}
+	}
+	if finite < 1000 {
+		t.Errorf("%d rows are finite: want many", finite)
+	}
+}
+
+// Numbers whose nearest bfloat16 is infinite are finite all the same.
+func TestHugeNumbers(t *testing.T) {
+	const huge, want = 0x1.ffcp127, 64 * 0x1p-131 * 0x1.ffcp127
+	for isa, b := range backends(t) {
+		c := denseCase(64, 1, 64)
+		c.problem.Precision, c.problem.Scale = hardware.High, 0x1p-11
+		for _, row := range []struct {
+			b *buffer
+			x float64
+		}{{c.query[0][0], 0x1p-120}, {c.key[0][0], huge}, {c.value[0][0], -huge}} {
+			for j := range row.b.Cols {
+				row.b.values[0][j] = row.b.store(0, j, row.x)
+			}
+		}
+		c.attend(t, b)
+		out, lse := c.out[0][0].at(0, 63), c.problem.Sequences[0].LSE[0][0]
+		if !(math.Abs(out/-huge-1) < 0x1p-15) || !(math.Abs(float64(lse)-want) < 1e-3) {
+			t.Errorf("%s: output %g and lse %g of one key: want %g and %g", isa, out, lse, -huge, want)
+		}
 	}
 }
 

@@ -21,7 +21,7 @@ typedef struct {
     int hidden;               // some row does not see some of the keys
     int asks;                 // the lines of memory that each group of rows asks for
     key_tile tile;
-    uint16_t *weight;         // [STRIP, TILE]
+    weight_t *weight;         // [STRIP, TILE]
 } pass;
 
 // Rows of memory that will be needed, of so many lines each.
@@ -34,7 +34,7 @@ typedef struct {
 
 typedef struct {
     attention *a;
-    const uint16_t *query;
+    const query_t *query;
     float unit;
     float reference[TILE];    // what score*unit is to be added to
     float shrink[TILE];       // what outputs are still to be multiplied with
@@ -97,8 +97,7 @@ static __attribute__((noinline)) void raise_tops(pipeline *l, const float *score
             vf_store(sum, vf_mul(vf_load(sum), vf_set1(shrink)));
             l->shrink[row] *= shrink;
             l->shrinks = 1;
-            uint16_t *weight = l->weighed.weight + r * TILE;
-            for (int j = 0; j < l->chunk * CHUNK; j += LANES) vf_store_bf16(weight + j, vf_mul(vf_load_bf16(weight + j), vf_set1(shrink)));
+            scale_weights(l->weighed.weight + r * TILE, l->chunk * CHUNK, shrink);
         }
         a->top[row] = high;
         l->reference[row] = reference_for(high, l->unit);
@@ -114,7 +113,7 @@ INLINE void chunk_exponents(vf x[2 * GROUP], const pipeline *l, const float *sco
     }
 }
 
-// exp2 of the scores of a group, to 2.6e-6; part: what each row adds to its sum.
+// exp2 of the scores of a group; part: what each row adds to its sum.
 INLINE void group_exponents(vf x[2 * GROUP], vf part[GROUP], const pipeline *l, const float *score, int group) {
     chunk_exponents(x, l, score, group);
 #pragma GCC unroll 4
@@ -129,18 +128,19 @@ INLINE void group_exponents(vf x[2 * GROUP], vf part[GROUP], const pipeline *l, 
 INLINE void weigh_group(pipeline *l, const float *score, int group) {
     vf x[2 * GROUP], part[GROUP];
     group_exponents(x, part, l, score, group);
-    // Of the sums, which are fewer: two weights of 2^(SLACK - 1) look without need.
-    vf top = vf_max(vf_max(part[0], part[1]), vf_max(part[2], part[3]));
-    if (__builtin_expect(vf_any_above(top, vf_set1(1 << SLACK)), 0)) {
+    // Of the sums, which are fewer: two weights of 2^(SLACK - 1) look without need. As integers, since a
+    // row that is NaN must not hide what its neighbours need.
+    __m512i top = _mm512_max_epu32(_mm512_max_epu32((__m512i)part[0], (__m512i)part[1]), _mm512_max_epu32((__m512i)part[2], (__m512i)part[3]));
+    if (__builtin_expect(_mm512_cmpgt_epu32_mask(top, (__m512i)vf_set1(1 << SLACK)) != 0, 0)) {
         raise_tops(l, score, group);
         group_exponents(x, part, l, score, group);
     }
     float *sum = l->a->sum + (l->weighed.from + group) * LANES;
-    uint16_t *weight = l->weighed.weight + group * TILE + l->chunk * CHUNK;
+    weight_t *weight = l->weighed.weight + group * TILE;
 #pragma GCC unroll 4
     for (int r = 0; r < GROUP; r++) {
         vf_store(sum + r * LANES, vf_add(vf_load(sum + r * LANES), part[r]));
-        _mm512_storeu_si512(weight + r * TILE, (__m512i)_mm512_cvtne2ps_pbh(x[2 * r + 1], x[2 * r]));
+        store_weights(weight + r * TILE, l->chunk * CHUNK, x[2 * r], x[2 * r + 1]);
     }
     ask(l, l->weighed.asks);
 }
@@ -151,26 +151,14 @@ INLINE void share(pipeline *l, const float *score, shares *s) {
     for (s->due += STRIP / GROUP; s->due >= s->steps; s->due -= s->steps, s->done += GROUP) weigh_group(l, score, s->done);
 }
 
-// A step of c[32, 32] += a . b: tiles 0 - 3 are the sums.
-INLINE void step_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel) {
-    _tile_stream_loadd(6, b, 64); // keys and values must not drive the rest from the first-level cache
-    _tile_loadd(4, a, a_stride);
-    _tile_stream_loadd(7, b + panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
 INLINE void score_chunk(pipeline *l, const pass *p, int chunk, const float *before, float *to, shares *s) {
     const tile_rows *t = &l->a->tile;
-    long depth = padded_dim(t->problem), panel = depth * PANEL;
-    const uint16_t *query = l->query + (long)p->from * t->query_stride;
+    long depth = padded_dim(t->problem), half = depth * PANEL, stride = t->query_stride;
+    const uint16_t *query = (const uint16_t *)(l->query + p->from * stride);
     const uint16_t *key = key_panel(t->problem, t->keys, t->problem->band->key, p->tile.k0 + chunk * CHUNK);
     zero_2_2();
     for (long k = 0; k < depth; k += DEPTH) {
-        step_2_2(query + k, t->query_stride * 2L, key + k * PANEL, panel);
+        step_2_2(query + k, stride * sizeof(query_t), stride, key + k * PANEL, HALVES * half, half);
         if (before) share(l, before, s);
     }
     store_2_2(to, CHUNK * 4L);
@@ -180,13 +168,14 @@ INLINE void score_chunk(pipeline *l, const pass *p, int chunk, const float *befo
 INLINE void value_columns(pipeline *l, const float *before, shares *s) {
     attention *a = l->a;
     const pass *p = &l->valued;
-    const uint16_t *values = value_row(a->tile.problem, a->tile.keys, p->tile.k0) + (long)l->column * TILE * PANEL;
+    const long half = TILE * PANEL;
+    const uint16_t *weight = (const uint16_t *)p->weight, *values = value_row(a->tile.problem, a->tile.keys, p->tile.k0) + l->column * HALVES * half;
     float *c = a->out + (long)p->from * a->out_stride + l->column * PANEL;
     long stride = a->out_stride * 4L;
     if (p->begins) zero_2_2();
     else load_2_2(c, stride);
     for (int k = 0; k < p->chunks; k++) {
-        step_2_2(p->weight + k * DEPTH, TILE * 2L, values + k * DEPTH * PANEL, TILE * PANEL);
+        step_2_2(weight + k * DEPTH, TILE * sizeof(weight_t), TILE, values + k * DEPTH * PANEL, HALVES * half, half);
         if (before) share(l, before, s);
     }
     store_2_2(c, stride);
@@ -262,8 +251,8 @@ static void want_tile(pipeline *l, const trivium_head *h, key_tile k) {
         want_rows(l, &keys->value, first, rows, 0);
         return;
     }
-    want(l, key_panel(p, h->keys, p->band->key, k.k0), 0, 1, k.keys * padded_dim(p) * 2, 0);
-    want(l, value_row(p, h->keys, k.k0 / TILE * TILE), 0, 1, (int64_t)TILE * PANEL * value_panels(p) * 2, 0);
+    want(l, key_panel(p, h->keys, p->band->key, k.k0), 0, 1, k.keys * padded_dim(p) * 2 * HALVES, 0);
+    want(l, value_row(p, h->keys, k.k0 / TILE * TILE), 0, 1, (int64_t)TILE * PANEL * value_panels(p) * 2 * HALVES, 0);
 }
 
 // What the last tiles of a call ask for: room for its output, and the queries and first tiles of the next call.
@@ -305,7 +294,7 @@ static void attend_pipelined(attention *a, const trivium_attend *c, key_tiles *t
     l.score[0] = t->score;
     l.score[1] = t->score + STRIP * CHUNK;
     for (int r = t->rows; r < rows; r++) { // rows that are nobody's
-        memset(t->query + (long)t->problem->band->query * TILE * t->query_stride + (long)r * t->query_stride, 0, sizeof(uint16_t) * t->query_stride);
+        memset(t->query + (long)t->problem->band->query * TILE * t->query_stride + (long)r * t->query_stride, 0, sizeof(query_t) * t->query_stride);
         vf_store(a->sum + r * LANES, vf_set1(0));
         a->top[r] = -INFINITY;
     }

@@ -19,7 +19,7 @@ static inline float *value_row(const trivium_problem *p, const trivium_keys *k, 
 static size_t NAME(pack_bytes)(const trivium_problem *p, int64_t rows) {
     return sizeof(float) * (size_t)round_up(rows, TILE) * ((size_t)p->key_variants * p->key_dim + (size_t)PANEL * value_panels(p));
 }
-static inline float weight_value(float weight) { return weight; }
+static inline float weight_at(const float *row, int j) { return row[j]; }
 
 // rows: [16, stride], of which dim columns are turned into to: [dim, 16].
 static void pack_panel(float *to, const float *rows, int64_t stride, int dim) {

@@ -92,9 +92,9 @@ type randomCase struct {
 
 func (c *randomCase) String() string {
 	p := &c.problem
-	s := fmt.Sprintf("seed %d: %d sequences, %d/%d heads, dim %d/%d, dtype %d, causal %v, window %d, softcap %g, sinks %v, positions %+v, masks %v",
+	s := fmt.Sprintf("seed %d: %d sequences, %d/%d heads, dim %d/%d, dtype %d, causal %v, window %d, softcap %g, precision %d, sinks %v, positions %+v, masks %v",
 		c.seed, len(p.Sequences), len(c.query[0]), len(c.key[0]), c.key[0][0].Cols, c.value[0][0].Cols, c.query[0][0].Dtype,
-		p.Causal, p.Window, p.Softcap, p.Sinks != nil, p.Positions, c.masks != nil)
+		p.Causal, p.Window, p.Softcap, p.Precision, p.Sinks != nil, p.Positions, c.masks != nil)
 	for i := range p.Sequences {
 		s += fmt.Sprintf(" [%d queries at %d, %d keys]", c.query[i][0].Rows, p.Sequences[i].Offset, c.key[i][0].Rows)
 	}
@@ -130,6 +130,7 @@ func newCase(seed uint64) *randomCase {
 	if r.IntN(2) == 0 {
 		c.addMasks(r, heads)
 	}
+	p.Precision = hardware.Precision(r.IntN(2))
 	return c
 }
 

@@ -63,6 +63,13 @@ func (s *session) prepare(ctx context.Context) error {
 	return ctx.Err()
 }
 
+func (s *session) Precision() hardware.Precision {
+	if C.trivium_halves(s.kernels, s.problem) != 0 {
+		return hardware.High
+	}
+	return hardware.Highest
+}
+
 // few says whether a sequence, as in decoding, has so few rows that packing all
 // of its keys would cost more than attending to them.
 func (s *session) few(sequence int) bool {
@@ -95,7 +102,7 @@ func (s *session) describe() (variants, error) {
 		key_dim: C.int32_t(first.Key[0].Cols), value_dim: C.int32_t(first.Value[0].Cols),
 		half: C.int32_t(v.half), interleaved: flagOf(v.interleaved),
 		query_variants: C.int32_t(len(v.query)), key_variants: C.int32_t(len(v.key)),
-		dtype: C.int32_t(commonDtype(p)),
+		dtype: C.int32_t(commonDtype(p)), high: flagOf(p.Precision == hardware.High),
 	}
 	s.problem = &problem[0]
 	for i := range p.Sequences {

@@ -27,7 +27,13 @@ void trivium_merge(const trivium_attend *a, int64_t parts);
 
 // Calls through the table, which Go cannot make.
 static inline int trivium_supported(const trivium_kernels *k) { return k->supported(); }
-static inline int trivium_scored_apart(const trivium_kernels *k, const trivium_problem *p) { return k->scored_apart && k->scored_apart(p); }
+static inline int trivium_halves(const trivium_kernels *k, const trivium_problem *p) { return k->halves && k->halves(p); }
+// Whether a problem is scored faster by the same one without values, whose keys are packed in another way.
+static inline int trivium_scored_apart(const trivium_kernels *k, const trivium_problem *p) {
+    trivium_problem scores = *p;
+    scores.value_dim = 0;
+    return trivium_halves(k, &scores) && !trivium_halves(k, p);
+}
 static inline size_t trivium_pack_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t rows) { return k->pack_bytes(p, rows); }
 static inline size_t trivium_scratch_bytes(const trivium_kernels *k, const trivium_problem *p, int64_t keys) { return k->scratch_bytes(p, keys); }
 static inline void trivium_pack(const trivium_kernels *k, const trivium_problem *p, const trivium_keys *keys, int64_t first, int64_t rows) { k->pack(p, keys, first, rows); }

@@ -231,9 +231,7 @@ static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t 
     for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk_keys(p, k, first + at);
 }
 
-#ifndef SCORES_ONLY
 #include "attend.h"
-#endif
 #include "representative.h"
 #include "rowmass.h"
 #include "blockscores.h"

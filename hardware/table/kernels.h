@@ -55,6 +55,7 @@ typedef struct {
     int32_t half, interleaved;  // rotary pairs (i, i+half), or (2i, 2i+1)
     int32_t query_variants, key_variants;
     int32_t dtype;              // of queries, keys and values where it is one, else float32
+    int32_t high;               // products of float32 may be those of halves of bfloat16, to 2^-15 of them
 } trivium_problem;
 
 // What is known of the keys, or of the values, of a chunk of TRIVIUM_PACK_ROWS.
@@ -323,9 +324,9 @@ typedef struct trivium_kernels {
     void (*variances)(const trivium_variances *, void *scratch);
     void (*squares)(const trivium_squares *, void *scratch);
     void (*majority)(const trivium_majority *, void *scratch);
-    // Whether a problem is scored faster by the same one without values, whose keys
-    // are packed in another way; NULL: never.
-    int (*scored_apart)(const trivium_problem *);
+    // Whether a problem is multiplied in halves of bfloat16, to 2^-15 of each product;
+    // NULL: none is. Keys are then packed in another way.
+    int (*halves)(const trivium_problem *);
     // Beside pool: product[i*keys + j] = row i of a, [rows, dim], times row j of b, [keys, dim].
     void (*dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product);
 } trivium_kernels;

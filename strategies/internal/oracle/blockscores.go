@@ -155,3 +155,6 @@ func (s *session) addMeans(q *sequence, head, i int, query []float64, mask *hard
 	}
 	dtype.PutRow(q.Output[head], i, sum)
 }
+
+// Precision is highest: everything is float64.
+func (s *session) Precision() hardware.Precision { return hardware.Highest }

@@ -30,6 +30,7 @@ import torch
 
 BLOCK = 128
 PAUSE = 0.01  # seconds
+PRECISIONS = {"highest": 0, "high": 1}
 DTYPES = {"float32": (torch.float32, 0), "bfloat16": (torch.bfloat16, 1), "float16": (torch.float16, 2)}
 
 
@@ -131,6 +132,7 @@ def main():
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest", help="of products of float32")
     parser.add_argument("--density", type=float, nargs="+", default=[0.1])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
@@ -147,7 +149,7 @@ def main():
     dtype, number = DTYPES[a.dtype]
     q = torch.randn(a.heads, rows, a.dim).to(dtype)
     k, v = (torch.randn(a.kv_heads, a.n, a.dim).to(dtype) for _ in range(2))
-    shape = (a.heads, a.kv_heads, rows, a.n, a.dim, number, a.threads)
+    shape = (a.heads, a.kv_heads, rows, a.n, a.dim, number, a.threads, PRECISIONS[a.precision])
     group = a.heads // a.kv_heads
     masks, densities = {}, {}
     if rows == a.n:
@@ -179,7 +181,7 @@ def main():
         return out
 
     sample = sorted({0, rows // 3, rows - 1})
-    budget = 2e-5 if dtype == torch.float32 else 2e-2
+    budget = 2e-2 if dtype != torch.float32 else 6e-5 if a.precision == "high" else 2e-5
     errors = {}
     for name, mask in {"dense": None, **masks}.items():
         out = attended(mask)
@@ -212,7 +214,7 @@ def main():
     peak = [2 * 2048**3 / t for t in times["gemm"]]
     share = {name: spread([4 * a.dim * pairs[name] / t / p for t, p in zip(times[name], peak, strict=True)], 3) for name in pairs}
     over = lambda name, peer: spread([p / t for p, t in zip(times[peer], times[name], strict=True)], 2)  # noqa: E731
-    result = {"n": a.n, "rows": rows, "dim": a.dim, "heads": [a.heads, a.kv_heads], "dtype": a.dtype, "isa": a.isa or "best", "threads": a.threads,
+    result = {"n": a.n, "rows": rows, "dim": a.dim, "heads": [a.heads, a.kv_heads], "dtype": a.dtype, "precision": a.precision, "isa": a.isa or "best", "threads": a.threads,
               "rounds": a.rounds, "density": densities, "clock": "processor" if a.processor else "wall", "errors": errors, "gemm_gflops": spread([p / 1e9 for p in peak], 1),
               "ms": {name: spread([1e3 * s for s in t], 3) for name, t in times.items()}, "share_of_gemm": share,
               "over_sdpa": {name: over(name, "sdpa") for name in ("dense", *masks)}}

@@ -33,10 +33,10 @@ func heads(data unsafe.Pointer, count, n, dim int, d hardware.Dtype) []hardware.
 
 // OpenProblem describes one causal sequence of contiguous [heads, n, dim]
 // tensors with rows queries at the end, to be prepared; 0, or -1 for an
-// instruction set that is not there.
+// instruction set that is not there. precision is a hardware.Precision.
 //
 //export OpenProblem
-func OpenProblem(isa *C.char, q, k, v, o unsafe.Pointer, qHeads, kvHeads, rows, n, dim, dtype, threads C.int) C.int {
+func OpenProblem(isa *C.char, q, k, v, o unsafe.Pointer, qHeads, kvHeads, rows, n, dim, dtype, threads, precision C.int) C.int {
 	b, err := cpu.Open(C.GoString(isa))
 	if err != nil {
 		return -1
@@ -49,7 +49,7 @@ func OpenProblem(isa *C.char, q, k, v, o unsafe.Pointer, qHeads, kvHeads, rows, 
 			Key: heads(k, int(kvHeads), int(n), int(dim), d), Value: heads(v, int(kvHeads), int(n), int(dim), d),
 			Offset: int(n - rows),
 		}},
-		Scale: 1 / math.Sqrt(float64(dim)), Causal: true, Threads: int(threads),
+		Scale: 1 / math.Sqrt(float64(dim)), Causal: true, Threads: int(threads), Precision: hardware.Precision(precision),
 	}
 	return 0
 }
