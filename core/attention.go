@@ -77,6 +77,8 @@ type AttentionRequest struct {
 	Softcap float64   // scores become Softcap*tanh(score/Softcap); 0: none
 	Sinks   []float32 // a logit per query head that joins the softmax without a value; nil: none
 
+	Precision Precision // of float32 products; empty: PrecisionHighest
+
 	Position *PositionPlan // nil: query and key are used as they are
 	Mask     *BlockMask    // the caller's, for strategies that take one
 	Params   Params
@@ -115,6 +117,18 @@ const (
 // DefaultDelta is the probability that a proven bound fails, unless asked otherwise.
 const DefaultDelta = 0.01
 
+// Precision is how exact products of float32 are to be, in the words of
+// torch.set_float32_matmul_precision.
+type Precision string
+
+// The precisions of a request.
+const (
+	PrecisionHighest Precision = "highest" // float32
+	// PrecisionHigh permits three products of bfloat16 halves where hardware makes
+	// those faster: off by 2^-15 of each product at most, 2^-18 on average.
+	PrecisionHigh Precision = "high"
+)
+
 // Selection is what a strategy chose.
 type Selection struct {
 	Mask *BlockMask // nil: everything
@@ -132,16 +146,18 @@ type AttentionResponse struct {
 
 // Report says what was computed, per head, and how long it took.
 type Report struct {
-	Strategy string       `json:"strategy"`
-	Position string       `json:"position,omitempty"`
-	Backend  string       `json:"backend"` // "cpu:avx512"
-	Plugin   string       `json:"plugin,omitempty"`
-	Threads  int          `json:"threads"`
-	Density  float64      `json:"density"`            // kept tiles / (causal) tiles, over all heads
-	Coverage *float64     `json:"coverage,omitempty"` // mean over heads; nil: not measured
-	Times    Times        `json:"times"`
-	Heads    []HeadReport `json:"heads,omitempty"` // by sequence and query head
-	Notes    []string     `json:"notes,omitempty"` // each fallback, copy, dropped capability
+	Strategy string `json:"strategy"`
+	Position string `json:"position,omitempty"`
+	Backend  string `json:"backend"` // "cpu:avx512"
+	// Precision is that of the products of float32 and float16 that were made; empty: not known.
+	Precision Precision    `json:"precision,omitempty"`
+	Plugin    string       `json:"plugin,omitempty"`
+	Threads   int          `json:"threads"`
+	Density   float64      `json:"density"`            // kept tiles / (causal) tiles, over all heads
+	Coverage  *float64     `json:"coverage,omitempty"` // mean over heads; nil: not measured
+	Times     Times        `json:"times"`
+	Heads     []HeadReport `json:"heads,omitempty"` // by sequence and query head
+	Notes     []string     `json:"notes,omitempty"` // each fallback, copy, dropped capability
 }
 
 // Times are wall-clock milliseconds.

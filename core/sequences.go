@@ -137,6 +137,9 @@ func (r *AttentionRequest) validateNumbers() error {
 	if r.Sinks != nil && len(r.Sinks) != r.Query.Dim(1) {
 		return Invalid("", "%d sinks: want one for each of %d query heads", len(r.Sinks), r.Query.Dim(1))
 	}
+	if r.Precision != "" && r.Precision != PrecisionHighest && r.Precision != PrecisionHigh {
+		return Invalid("", "precision %q: want %q or %q", r.Precision, PrecisionHighest, PrecisionHigh)
+	}
 	for _, s := range r.Sinks {
 		if math.IsNaN(float64(s)) || math.IsInf(float64(s), 1) {
 			return Invalid("", "sink logit %g: want a finite number, or -inf", s)

@@ -28,6 +28,8 @@ type attendRequest struct {
 	Softcap     float64   `json:"softcap"`
 	Sinks       []float32 `json:"sinks"`
 
+	Precision core.Precision `json:"precision"`
+
 	Plan      int64       `json:"plan"` // of operation "plan"; 0: none
 	Mask      *maskArrays `json:"mask"`
 	Params    core.Params `json:"params"`
@@ -164,7 +166,7 @@ func (in *attendRequest) call() (*engine, string, *attendCall, error) {
 		QueryOffset: in.QueryOffset, KeyStart: in.KeyStart, KeyEnd: in.KeyEnd, CuSeqlens: in.CuSeqlens,
 		Scale: in.Scale, Causal: in.Causal, Window: in.Window, Softcap: in.Softcap, Sinks: in.Sinks,
 		Params: in.Params, Layer: in.Layer, Threads: in.Threads, Seed: in.Seed,
-		WantMask: in.WantMask, ProbeRows: in.ProbeRows, Bound: in.Bound, Delta: in.Delta,
+		WantMask: in.WantMask, ProbeRows: in.ProbeRows, Bound: in.Bound, Delta: in.Delta, Precision: in.Precision,
 		Ready: in.Ready.fence(), Done: in.Done.fence(), OmitReport: !in.Report,
 	}}
 	if err := tensors(namedArray{"query", in.Query, &req.Query}, namedArray{"key", in.Key, &req.Key},

@@ -15,7 +15,7 @@ func EncodeAttention(req *core.AttentionRequest) (*pb.AttentionRequest, error) {
 		Scale: req.Scale, Causal: req.Causal, Window: req.Window, Softcap: req.Softcap, Sinks: req.Sinks,
 		Position: EncodePlan(req.Position), Params: params, Layer: int64(req.Layer), Threads: int64(req.Threads),
 		Seed: req.Seed, WantMask: req.WantMask, ProbeRows: int64(req.ProbeRows), ForceDense: req.ForceDense,
-		OmitReport: req.OmitReport, Bound: req.Bound, Delta: req.Delta,
+		OmitReport: req.OmitReport, Bound: req.Bound, Delta: req.Delta, Precision: string(req.Precision),
 	}, err
 }
 
@@ -30,7 +30,7 @@ func DecodeAttention(m *pb.AttentionRequest, memory Memory) (*core.AttentionRequ
 		QueryOffset: m.GetQueryOffset(), KeyStart: m.GetKeyStart(), KeyEnd: m.GetKeyEnd(), CuSeqlens: m.GetCuSeqlens(),
 		Scale: m.GetScale(), Causal: m.GetCausal(), Window: m.GetWindow(), Softcap: m.GetSoftcap(), Sinks: m.GetSinks(),
 		Params: DecodeParams(m.GetParams()), Seed: m.GetSeed(), WantMask: m.GetWantMask(), ForceDense: m.GetForceDense(),
-		OmitReport: m.GetOmitReport(), Bound: m.GetBound(), Delta: m.GetDelta(),
+		OmitReport: m.GetOmitReport(), Bound: m.GetBound(), Delta: m.GetDelta(), Precision: core.Precision(m.GetPrecision()),
 	}
 	for _, step := range []func(*pb.AttentionRequest, *core.AttentionRequest, Memory) error{
 		decodeCounts, decodeTensors, decodeFences, decodePosition, validate, decodeCallersMask,

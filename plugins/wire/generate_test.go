@@ -101,12 +101,14 @@ var heads = rapid.Custom(func(t *rapid.T) core.HeadReport {
 	}
 })
 
+var precisions = rapid.SampledFrom([]core.Precision{"", core.PrecisionHighest, core.PrecisionHigh})
+
 var reports = rapid.Custom(func(t *rapid.T) core.Report {
 	return core.Report{
 		Strategy: texts.Draw(t, "strategy"), Position: texts.Draw(t, "position"), Backend: texts.Draw(t, "backend"),
 		Threads: counts.Draw(t, "threads"), Density: numbers.Draw(t, "density"), Coverage: optional.Draw(t, "coverage"),
 		Times: core.Times{Select: numbers.Draw(t, "select"), Attend: numbers.Draw(t, "attend"), Measure: numbers.Draw(t, "measure")},
-		Heads: list(heads).Draw(t, "heads"), Notes: list(texts).Draw(t, "notes"),
+		Heads: list(heads).Draw(t, "heads"), Notes: list(texts).Draw(t, "notes"), Precision: precisions.Draw(t, "precision"),
 	}
 })
 
@@ -158,8 +160,8 @@ var attentionRequests = rapid.Custom(func(t *rapid.T) *core.AttentionRequest {
 		Window: rapid.Int64Min(0).Draw(t, "window"), Softcap: rapid.Float64Range(0, 1e9).Draw(t, "softcap"),
 		Params: paramSets.Draw(t, "params"), Layer: rapid.IntRange(-1, maxCount-1).Draw(t, "layer"), Threads: counts.Draw(t, "threads"),
 		Seed: rapid.Int64().Draw(t, "seed"), WantMask: rapid.Bool().Draw(t, "want_mask"), ProbeRows: counts.Draw(t, "probe_rows"),
-		ForceDense: rapid.Bool().Draw(t, "force_dense"),
-		Bound:      rapid.SampledFrom([]string{"", core.BoundNormal, core.BoundProven}).Draw(t, "bound"),
+		ForceDense: rapid.Bool().Draw(t, "force_dense"), Precision: precisions.Draw(t, "precision"),
+		Bound: rapid.SampledFrom([]string{"", core.BoundNormal, core.BoundProven}).Draw(t, "bound"),
 	}
 	if req.Bound == core.BoundProven {
 		req.Delta = rapid.Float64Range(0, 0.99).Draw(t, "delta")

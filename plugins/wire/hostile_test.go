@@ -85,6 +85,7 @@ func TestHostileAttention(t *testing.T) {
 		{"key_start below zero", func(m *pb.AttentionRequest, _ arena) { m.KeyStart = []int64{-1} }, "k_start"},
 		{"cu_seqlens that fall", func(m *pb.AttentionRequest, _ arena) { m.CuSeqlens = []int64{0, 30, 20, 40} }, "cu_seqlens"},
 		{"scale is not a number", func(m *pb.AttentionRequest, _ arena) { m.Scale = math.NaN() }, "scale"},
+		{"precision unknown", func(m *pb.AttentionRequest, _ arena) { m.Precision = "medium" }, "precision"},
 		{"window below zero", func(m *pb.AttentionRequest, _ arena) { m.Window = -1 }, "window"},
 		{"sinks for other heads", func(m *pb.AttentionRequest, _ arena) { m.Sinks = []float32{1} }, "sinks"},
 		{"layer", func(m *pb.AttentionRequest, _ arena) { m.Layer = -2 }, "layer"},

@@ -11,7 +11,7 @@ func EncodeReport(r *core.Report) *pb.Report {
 	return &pb.Report{
 		Strategy: r.Strategy, Position: r.Position, Backend: r.Backend, Threads: int64(r.Threads), Density: r.Density,
 		Coverage: r.Coverage, Times: &pb.Times{SelectMs: r.Times.Select, AttendMs: r.Times.Attend, MeasureMs: r.Times.Measure},
-		Heads: EncodeHeads(r.Heads), Notes: r.Notes,
+		Heads: EncodeHeads(r.Heads), Notes: r.Notes, Precision: string(r.Precision),
 	}
 }
 
@@ -31,7 +31,7 @@ func DecodeReport(m *pb.Report) (core.Report, error) {
 	return core.Report{
 		Strategy: m.GetStrategy(), Position: m.GetPosition(), Backend: m.GetBackend(), Threads: threads, Density: m.GetDensity(),
 		Coverage: m.Coverage, Times: core.Times{Select: m.GetTimes().GetSelectMs(), Attend: m.GetTimes().GetAttendMs(), Measure: m.GetTimes().GetMeasureMs()},
-		Heads: heads, Notes: m.GetNotes(),
+		Heads: heads, Notes: m.GetNotes(), Precision: core.Precision(m.GetPrecision()),
 	}, err
 }
 

@@ -361,8 +361,9 @@ type AttentionRequest struct {
 	ForceDense  bool                   `protobuf:"varint,23,opt,name=force_dense,json=forceDense,proto3" json:"force_dense,omitempty"`
 	OmitReport  bool                   `protobuf:"varint,26,opt,name=omit_report,json=omitReport,proto3" json:"omit_report,omitempty"` // leave out what would cost a wait for the device
 	// On a device, the reply comes when the work is started, not when it is done.
-	Ready *Fence `protobuf:"bytes,27,opt,name=ready,proto3" json:"ready,omitempty"` // inputs are written and outputs free once it is reached; absent: now
-	Done  *Fence `protobuf:"bytes,28,opt,name=done,proto3" json:"done,omitempty"`   // to be reached behind the work; absent: the reply waits for the work
+	Ready     *Fence `protobuf:"bytes,27,opt,name=ready,proto3" json:"ready,omitempty"`         // inputs are written and outputs free once it is reached; absent: now
+	Done      *Fence `protobuf:"bytes,28,opt,name=done,proto3" json:"done,omitempty"`           // to be reached behind the work; absent: the reply waits for the work
+	Precision string `protobuf:"bytes,29,opt,name=precision,proto3" json:"precision,omitempty"` // "highest" or "high"; empty: highest
 	// How the lower bound of coverage is made: "normal", which empty is, or "proven".
 	Bound         string  `protobuf:"bytes,30,opt,name=bound,proto3" json:"bound,omitempty"`
 	Delta         float64 `protobuf:"fixed64,31,opt,name=delta,proto3" json:"delta,omitempty"` // probability that a proven bound of a head does not hold; 0: the default
@@ -580,6 +581,13 @@ func (x *AttentionRequest) GetDone() *Fence {
 		return x.Done
 	}
 	return nil
+}
+
+func (x *AttentionRequest) GetPrecision() string {
+	if x != nil {
+		return x.Precision
+	}
+	return ""
 }
 
 func (x *AttentionRequest) GetBound() string {
@@ -874,6 +882,7 @@ type Report struct {
 	Times         *Times                 `protobuf:"bytes,7,opt,name=times,proto3" json:"times,omitempty"`
 	Heads         []*HeadReport          `protobuf:"bytes,8,rep,name=heads,proto3" json:"heads,omitempty"`
 	Notes         []string               `protobuf:"bytes,9,rep,name=notes,proto3" json:"notes,omitempty"`
+	Precision     string                 `protobuf:"bytes,10,opt,name=precision,proto3" json:"precision,omitempty"` // of products of float32 and float16; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -969,6 +978,13 @@ func (x *Report) GetNotes() []string {
 		return x.Notes
 	}
 	return nil
+}
+
+func (x *Report) GetPrecision() string {
+	if x != nil {
+		return x.Precision
+	}
+	return ""
 }
 
 // Wall-clock milliseconds.
@@ -1206,7 +1222,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"maskMemory\"g\n" +
 	"\x0eAttendResponse\x12*\n" +
 	"\x06report\x18\x01 \x01(\v2\x12.trivium.v1.ReportR\x06report\x12)\n" +
-	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\x96\b\n" +
+	"\x04mask\x18\x02 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\"\xb4\b\n" +
 	"\x10AttentionRequest\x12+\n" +
 	"\x05query\x18\x01 \x01(\v2\x15.trivium.v1.TensorRefR\x05query\x12'\n" +
 	"\x03key\x18\x02 \x01(\v2\x15.trivium.v1.TensorRefR\x03key\x12+\n" +
@@ -1238,7 +1254,8 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\vomit_report\x18\x1a \x01(\bR\n" +
 	"omitReport\x12'\n" +
 	"\x05ready\x18\x1b \x01(\v2\x11.trivium.v1.FenceR\x05ready\x12%\n" +
-	"\x04done\x18\x1c \x01(\v2\x11.trivium.v1.FenceR\x04done\x12\x14\n" +
+	"\x04done\x18\x1c \x01(\v2\x11.trivium.v1.FenceR\x04done\x12\x1c\n" +
+	"\tprecision\x18\x1d \x01(\tR\tprecision\x12\x14\n" +
 	"\x05bound\x18\x1e \x01(\tR\x05bound\x12\x14\n" +
 	"\x05delta\x18\x1f \x01(\x01R\x05delta\x1aL\n" +
 	"\vParamsEntry\x12\x10\n" +
@@ -1263,7 +1280,7 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\tSelection\x12)\n" +
 	"\x04mask\x18\x01 \x01(\v2\x15.trivium.v1.BlockMaskR\x04mask\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12,\n" +
-	"\x05heads\x18\x03 \x03(\v2\x16.trivium.v1.HeadReportR\x05heads\"\xa9\x02\n" +
+	"\x05heads\x18\x03 \x03(\v2\x16.trivium.v1.HeadReportR\x05heads\"\xc7\x02\n" +
 	"\x06Report\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\tR\bposition\x12\x18\n" +
@@ -1273,7 +1290,9 @@ const file_trivium_v1_attention_proto_rawDesc = "" +
 	"\bcoverage\x18\x06 \x01(\x01H\x00R\bcoverage\x88\x01\x01\x12'\n" +
 	"\x05times\x18\a \x01(\v2\x11.trivium.v1.TimesR\x05times\x12,\n" +
 	"\x05heads\x18\b \x03(\v2\x16.trivium.v1.HeadReportR\x05heads\x12\x14\n" +
-	"\x05notes\x18\t \x03(\tR\x05notesB\v\n" +
+	"\x05notes\x18\t \x03(\tR\x05notes\x12\x1c\n" +
+	"\tprecision\x18\n" +
+	" \x01(\tR\tprecisionB\v\n" +
 	"\t_coverage\"`\n" +
 	"\x05Times\x12\x1b\n" +
 	"\tselect_ms\x18\x01 \x01(\x01R\bselectMs\x12\x1b\n" +

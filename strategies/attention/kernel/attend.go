@@ -110,6 +110,10 @@ func (c *Call) report(selection *core.Selection, heads []core.HeadReport) core.R
 		Heads:    heads,
 		Notes:    c.notes,
 	}
+	report.Precision = core.PrecisionHighest
+	if c.Session.Precision() == hardware.High {
+		report.Precision = core.PrecisionHigh
+	}
 	if c.Request.Position != nil {
 		report.Position = c.Request.Position.Strategy
 	}

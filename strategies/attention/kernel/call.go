@@ -109,6 +109,9 @@ func (c *Call) describe() error {
 	}
 	c.Problem = &hardware.Problem{Scale: r.Scale, Causal: r.Causal, Window: r.Window, Softcap: r.Softcap,
 		Sinks: r.Sinks, Positions: positions(r.Position), Threads: r.Threads}
+	if r.Precision == core.PrecisionHigh {
+		c.Problem.Precision = hardware.High
+	}
 	dtype, err := matrixDtype(r.Query.Dtype())
 	if err != nil {
 		return err
