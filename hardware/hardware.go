@@ -116,6 +116,9 @@ type Backend interface {
 	// Dots is the product of each row of a with each row of b, of one Dim, in
 	// float32: [a.Blocks, b.Blocks]. It runs on the calling thread.
 	Dots(a, b Pooled) []float32
+	// Levels writes the level of each tile that its row sees, for each choice of
+	// parts: [choices, rows, columns]. See TileLevels. It runs on the calling thread.
+	Levels(t *TileLevels, level []uint8)
 	// WeightedSum adds up checkpoints: for each candidate c,
 	// out[c][i] = sum over s of weights[c][s]*in[s][i], accumulated in float32,
 	// or float64 when wide, in source order, rounded once to the nearest even.
@@ -273,6 +276,32 @@ type Pooled struct {
 	Blocks, Dim int
 	Data        []float32
 }
+
+// TileLevels is what the tiles of one head are ranked by: rows are query blocks,
+// columns key blocks. The score of a tile is (own + around + probability/2) / 2.5:
+// own is the mean mass of the probes in its row, around the weighted mean of those
+// up to len(Weight)/2 rows away that see its column (0 if none does, and own too
+// where the row has no probe), probability the softmax of Similarity over what the
+// row sees. Without Parts probability is the score. The level is the number of
+// Thresholds that the score reaches, 0 for NaN. With several parts the choices are
+// all probes but those of part 0, of part 1 and so on, and at last all; else there is
+// one.
+type TileLevels struct {
+	Rows, Columns int
+	Low, High     []int32   // of each row: it sees the columns [Low, High)
+	Similarity    []float32 // [Rows, Columns]
+	Row, Part     []int32   // of each probe; rows do not fall, parts are below Parts
+	Mass          []float32 // [probes, Columns] and LevelRoom more; 0 where a probe sees nothing
+	Parts         int       // 0, 1 or LevelParts
+	Weight        []float32 // of a probe by its row less the tile's, from the least; positive
+	Thresholds    []float32 // rising, positive, at most 254
+}
+
+// What Mass has behind its probes, and the most parts.
+const (
+	LevelRoom  = 64
+	LevelParts = 4
+)
 
 // Vector is elements of one dtype in memory.
 type Vector struct {

@@ -315,6 +315,44 @@ static void dots_serial(const float *a, int64_t rows, const float *b, int64_t ke
         }
 }
 
+// What probes of all parts but one say about a tile.
+static double probed_score(const trivium_levels *c, int64_t i, int64_t j, int left_out, double probability) {
+    double own = 0, around = 0, weight = 0;
+    int64_t count = 0;
+    for (int64_t k = 0; k < c->probes; k++) {
+        int64_t r = c->row[k], distance = r - i;
+        if (c->part[k] == left_out || distance < -c->reach || distance > c->reach) continue;
+        double mass = c->mass[k * c->columns + j];
+        if (!distance) {
+            own += mass;
+            count++;
+        }
+        if (j < c->low[r] || j >= c->high[r]) continue;
+        around += c->weight[c->reach + distance] * mass;
+        weight += c->weight[c->reach + distance];
+    }
+    if (weight > 0) around /= weight;
+    return ((count ? own / (double)count : around) + around + probability / 2) / 2.5;
+}
+
+static void tile_levels_serial(const trivium_levels *c) {
+    int choices = c->parts > 1 ? c->parts + 1 : 1;
+    for (int64_t i = 0; i < c->rows; i++) {
+        const float *similarity = c->similarity + i * c->columns;
+        double top = -INFINITY, sum = 0;
+        for (int64_t j = c->low[i]; j < c->high[i]; j++) top = fmax(top, similarity[j]);
+        for (int64_t j = c->low[i]; j < c->high[i]; j++) sum += exp(similarity[j] - top);
+        for (int choice = 0; choice < choices; choice++)
+            for (int64_t j = c->low[i]; j < c->high[i]; j++) {
+                double probability = exp(similarity[j] - top) / sum;
+                double score = c->parts ? probed_score(c, i, j, c->parts > 1 ? choice : -1, probability) : probability;
+                int level = 0;
+                while (level < c->levels && score >= c->threshold[level]) level++;
+                c->level[(choice * c->rows + i) * c->columns + j] = (uint8_t)level;
+            }
+    }
+}
+
 static void weighted_sum_serial(const trivium_sum *w, void *scratch) {
     (void)scratch;
     for (int64_t i = w->first; i < w->first + w->count; i++) {
@@ -546,5 +584,6 @@ static const trivium_kernels kernels_serial = {
     .squares = squares_serial,
     .majority = majority_serial,
     .dots = dots_serial,
+    .tile_levels = tile_levels_serial,
 };
 TRIVIUM_REGISTER(kernels_serial);

@@ -296,3 +296,30 @@ func (b *backend) Dots(x, y hardware.Pooled) []float32 {
 	}
 	return product
 }
+
+func (b *backend) Levels(t *hardware.TileLevels, level []uint8) {
+	if t.Rows == 0 || t.Columns == 0 {
+		return
+	}
+	var pinned runtime.Pinner
+	defer pinned.Unpin()
+	call := C.trivium_levels{
+		low: pinnedData[C.int32_t](&pinned, t.Low), high: pinnedData[C.int32_t](&pinned, t.High),
+		similarity: pinnedData[C.float](&pinned, t.Similarity), mass: pinnedData[C.float](&pinned, t.Mass),
+		row: pinnedData[C.int32_t](&pinned, t.Row), part: pinnedData[C.int32_t](&pinned, t.Part),
+		weight: pinnedData[C.float](&pinned, t.Weight), threshold: pinnedData[C.float](&pinned, t.Thresholds),
+		level: pinnedData[C.uint8_t](&pinned, level),
+		rows:  C.int64_t(t.Rows), columns: C.int64_t(t.Columns), probes: C.int64_t(len(t.Row)),
+		parts: C.int32_t(t.Parts), reach: C.int32_t(len(t.Weight) / 2), levels: C.int32_t(len(t.Thresholds)),
+	}
+	C.trivium_run_levels(b.pooling, &call)
+}
+
+// pinnedData is where the values of a list lie, for C.
+func pinnedData[C, Go any](pinned *runtime.Pinner, list []Go) *C {
+	if len(list) == 0 {
+		return nil
+	}
+	pinned.Pin(&list[0])
+	return (*C)(unsafe.Pointer(&list[0]))
+}

@@ -254,3 +254,67 @@ func TestDotsAgainstDefinition(t *testing.T) {
 		}
 	}
 }
+
+// Levels of tiles do not depend on the instruction set, but where a score lies on
+// a threshold.
+func TestLevelsAgainstSerial(t *testing.T) {
+	r := rand.New(rand.NewPCG(firstSeed, 10))
+	for range 60 {
+		c := drawLevels(r)
+		choices := 1
+		if c.Parts > 1 {
+			choices = c.Parts + 1
+		}
+		want := make([]uint8, choices*c.Rows*c.Columns)
+		backends(t)["serial"].Levels(&c, want)
+		for isa, backend := range backends(t) {
+			got, off := make([]uint8, len(want)), 0
+			backend.Levels(&c, got)
+			for at, level := range got {
+				d := int(level) - int(want[at])
+				if d < -1 || d > 1 {
+					t.Fatalf("%s: %d rows, %d columns, %d parts: level %d at %d, want %d", isa, c.Rows, c.Columns, c.Parts, level, at, want[at])
+				}
+				off += d * d
+			}
+			if off > 1+len(got)/200 {
+				t.Errorf("%s: %d rows, %d columns, %d parts: %d of %d levels are others", isa, c.Rows, c.Columns, c.Parts, off, len(got))
+			}
+		}
+	}
+}
+
+// drawLevels draws the tiles of a causal chunk, some with a window.
+func drawLevels(r *rand.Rand) hardware.TileLevels {
+	c := hardware.TileLevels{Rows: 1 + r.IntN(40), Parts: []int{0, 1, hardware.LevelParts}[r.IntN(3)], Weight: make([]float32, 2*r.IntN(6)+1)}
+	first, window := r.IntN(100), 200
+	if r.IntN(2) == 0 {
+		window = 1 + r.IntN(30)
+	}
+	c.Columns = first + c.Rows
+	for i := range c.Rows {
+		c.Low, c.High = append(c.Low, int32(max(0, first+i-window))), append(c.High, int32(first+i+1))
+		for range r.IntN(4) * min(c.Parts, 1) {
+			c.Row, c.Part = append(c.Row, int32(i)), append(c.Part, int32(r.IntN(c.Parts)))
+		}
+	}
+	for range c.Rows * c.Columns {
+		c.Similarity = append(c.Similarity, float32(3*r.NormFloat64()))
+	}
+	for i := range c.Weight {
+		d := float64(i - len(c.Weight)/2)
+		c.Weight[i] = float32(math.Exp(-d * d / 8))
+	}
+	c.Mass = make([]float32, len(c.Row)*c.Columns+hardware.LevelRoom)
+	for k, row := range c.Row {
+		for j := c.Low[row]; j < c.High[row]; j++ {
+			c.Mass[k*c.Columns+int(j)] = float32(math.Exp(2*r.NormFloat64()) / float64(c.Columns))
+		}
+	}
+	for x := 1e-6; x < 1; x *= 1.0 + 0.02 + 0.2*float64(r.IntN(2)) {
+		if len(c.Thresholds) < 254 {
+			c.Thresholds = append(c.Thresholds, float32(x))
+		}
+	}
+	return c
+}

@@ -1,23 +1,8 @@
-// Means of rows, and weighted sums of checkpoints, for every instruction set, included after
+// Means of rows, what is made of them, and weighted sums of checkpoints, for every instruction set, included after
 // tiles.h. Elements go by short steps that stay in the cache: a source is decoded
 // once for up to CANDIDATES results. Same bytes as serial: the same fused
 // multiply-adds in the same order.
-static void NAME(dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product) {
-    for (int64_t i = 0; i < rows; i++, a += dim) {
-        for (int64_t j = 0; j < keys; j++) {
-            const float *key = b + j * dim;
-            vf low = vf_set1(0), high = vf_set1(0); // so that sums wait less for each other
-            int64_t k = 0;
-            for (; k + 2 * LANES <= dim; k += 2 * LANES) {
-                low = vf_fma(vf_load(a + k), vf_load(key + k), low);
-                high = vf_fma(vf_load(a + k + LANES), vf_load(key + k + LANES), high);
-            }
-            float sum = vf_total(vf_add(low, high));
-            for (; k < dim; k++) sum += a[k] * key[k];
-            product[i * keys + j] = sum;
-        }
-    }
-}
+#include "means.h"
 
 // SOURCES and CANDIDATES at a time; their numbers of one step, 16 + 32 KiB for
 // eight sources and sixteen candidates, are in the first and second-level cache.
@@ -366,5 +351,6 @@ static void NAME(weighted_sum)(const trivium_sum *w, void *scratch) {
         .squares = squares_##isa,                  \
         .majority = majority_##isa,                \
         .dots = dots_##isa,                        \
+        .tile_levels = tile_levels_##isa,          \
     };                                             \
     TRIVIUM_REGISTER(trivium_kernels_##isa)

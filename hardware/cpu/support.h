@@ -45,6 +45,7 @@ static inline void trivium_run_column_score(const trivium_kernels *k, const triv
 static inline void trivium_run_rest(const trivium_kernels *k, const trivium_rest *r, void *scratch) { k->rest(r, scratch); }
 static inline void trivium_run_pool(const trivium_kernels *k, const trivium_pool *p) { k->pool(p); }
 static inline void trivium_run_dots(const trivium_kernels *k, const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product) { k->dots(a, rows, b, keys, dim, product); }
+static inline void trivium_run_levels(const trivium_kernels *k, const trivium_levels *l) { k->tile_levels(l); }
 static inline void trivium_run_sum(const trivium_kernels *k, const trivium_sum *s, void *scratch) { k->weighted_sum(s, scratch); }
 static inline void trivium_run_products(const trivium_kernels *k, const trivium_products *p, void *scratch) { k->products(p, scratch); }
 static inline void trivium_run_magnitudes(const trivium_kernels *k, const trivium_magnitudes *m, void *scratch) { k->magnitudes(m, scratch); }

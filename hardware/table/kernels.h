@@ -285,6 +285,29 @@ typedef struct {
     int32_t out_dtype;
 } trivium_majority;
 
+// Levels of tiles: rows are query blocks, columns key blocks; row i sees the
+// columns [low[i], high[i]). A probe is the exact mass, by column, of a query in a
+// row; it counts around that row, with weight[reach + its row - the tile's], at
+// the columns that its row sees. A tile scores (own + around + probability/2) /
+// 2.5: own is the mean of the probes in its row, around the weighted mean of all
+// that count (0 if none does; own, where its row has no probe), probability the softmax
+// of similarity over what its row sees. Without parts probability alone is the score. The
+// level is the number of thresholds that the score reaches, 0 for NaN. With several
+// parts there is a choice of all probes but those of each part, and then of all.
+typedef struct {
+    const int32_t *low, *high;  // [rows]
+    const float *similarity;    // [rows, columns]
+    const float *mass;          // [probes, columns], 0 where nothing is seen; then TRIVIUM_LEVEL_COLUMNS that may be read
+    const int32_t *row, *part;  // [probes] rows do not fall; parts are below `parts`
+    const float *weight;        // [2*reach + 1] positive
+    const float *threshold;     // [levels] rising, positive
+    uint8_t *level;             // [choices, rows, columns]; what a row does not see is left as it is
+    int64_t rows, columns, probes;
+    int32_t parts, reach, levels; // parts at most TRIVIUM_LEVEL_PARTS, levels at most 254
+} trivium_levels;
+#define TRIVIUM_LEVEL_COLUMNS 64
+#define TRIVIUM_LEVEL_PARTS 4
+
 // One table. pool and weighted_sum may be NULL: the next table down has them.
 typedef struct trivium_kernels {
     const char *name;
@@ -329,6 +352,8 @@ typedef struct trivium_kernels {
     int (*halves)(const trivium_problem *);
     // Beside pool: product[i*keys + j] = row i of a, [rows, dim], times row j of b, [keys, dim].
     void (*dots)(const float *a, int64_t rows, const float *b, int64_t keys, int64_t dim, float *product);
+    // Beside pool.
+    void (*tile_levels)(const trivium_levels *);
 } trivium_kernels;
 
 // Puts a table on the list of this build: an instruction set is one file.

@@ -15,7 +15,7 @@ func (h head) distance() float64 {
 	blocks := h.Diagonal(h.QueryBlocks-1) + 1 // beyond it nothing is visible
 	blocks = min(blocks, h.KeyBlocks)
 	low, _ := h.Visible(h.QueryBlocks - 1)
-	similarity := h.call.Similarity(h.meanQuery(), h.keys, func(int) (int, int) { return low, blocks })[0]
+	similarity := h.call.Similarity(h.meanQuery(), h.keys, func(int) (int, int) { return low, blocks }).Score
 	estimate := make([]float64, blocks)
 	for j := range estimate {
 		estimate[j] = math.Inf(-1)

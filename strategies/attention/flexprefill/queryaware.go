@@ -22,7 +22,7 @@ func (h head) keepQueryAware() error {
 		for j := range row64 {
 			row64[j] = math.Inf(-1)
 			if j >= low && j < high {
-				row64[j] = float64(similarity[row][j])
+				row64[j] = float64(similarity.Row(row)[j])
 			}
 		}
 		mass.Softmax(row64)

@@ -105,7 +105,7 @@ type chosen struct {
 func compact(h *Head) chosen {
 	r := chosen{report: h.Report, reason: h.reason, dense: h.Complete(), columns: make([]int32, 0, h.Count()), ends: make([]int64, h.QueryBlocks)}
 	for row := range r.ends {
-		r.columns = h.appendRow(r.columns, row)
+		r.columns = h.AppendRow(r.columns, row)
 		r.ends[row] = int64(len(r.columns))
 	}
 	r.report.Kept = int64(len(r.columns))

@@ -57,10 +57,10 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		room := rooms.Get().(*promise.Room)
 		defer rooms.Put(room)
 		rule := samples[slot].head(h, masses[slot].Mass)
-		rule.Room = room
+		rule.Room, rule.Ranker = room, c.kernel.backend
 		rule.Gamma = c.Params.FloatAt("gamma", h.Head)
 		rule.Similarity = c.Similarity(c.QueryMeans(h.Sequence, blockSize, queries[slot]),
-			c.KeyMeans(h.Sequence, blockSize, keys[c.KeySlot(h.Sequence, h.Head)]), h.Visible)
+			c.KeyMeans(h.Sequence, blockSize, keys[c.KeySlot(h.Sequence, h.Head)]), h.Visible).Score
 		h.keep(rule.Find(), forced, samples[slot].delta)
 		return nil
 	})
@@ -94,10 +94,13 @@ func (c *Call) rowMass(ctx context.Context, sets []hardware.RowSet, blockSize in
 func (h *Head) keep(r *promise.Result, kept int64, delta float64) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
+		level, kept := r.Row(row), h.bits[row*h.words:][:h.words]
 		for j := low; j < high; j++ {
-			if r.Keep(row, j) {
-				h.set(row, j)
+			one := uint64(0)
+			if int(level[j]) >= r.Stop {
+				one = 1
 			}
+			kept[j/64] |= one << (j % 64)
 		}
 	}
 	h.Report.Coverage, h.Report.CoverageLower, h.Report.ProbeRows = Number(r.Mean), Number(r.Lower), r.Probes

@@ -38,28 +38,33 @@ func standing(pooled hardware.Pooled, offset, rows, blockSize int) Means {
 // single ones: scaled, capped, and at the positions of the band that the means
 // stand in. Where visible says nothing is seen it is 0. A mean turns as a whole,
 // which is exact where a band moves all positions alike, as STRING's do.
-func (c *Call) Similarity(queries, keys Means, visible func(row int) (low, high int)) [][]float32 {
+func (c *Call) Similarity(queries, keys Means, visible func(row int) (low, high int)) hardware.BlockScores {
 	products := c.products(queries, keys)
 	scale := c.Problem.Scale
 	if c.Problem.Positions != nil {
 		scale *= c.Problem.Positions.Scale
 	}
-	all := make([][]float32, queries.Blocks)
-	scores := make([]float32, queries.Blocks*keys.Blocks)
-	for i := range all {
-		at := i * keys.Blocks
-		all[i] = scores[at : at+keys.Blocks]
+	all := hardware.BlockScores{QueryBlocks: queries.Blocks, KeyBlocks: keys.Blocks, Score: make([]float32, queries.Blocks*keys.Blocks)}
+	for i := range queries.Blocks {
 		low, high := visible(i)
+		row := all.Row(i)
+		if len(products) == 1 && c.Problem.Softcap == 0 {
+			product := products[0][i*keys.Blocks:]
+			for j := low; j < high; j++ {
+				row[j] = float32(scale * float64(product[j]))
+			}
+			continue
+		}
 		for j := low; j < high; j++ {
 			band := 0
 			if len(products) > 1 {
 				band = c.band(queries.Position[i], keys.Position[j])
 			}
-			score := scale * float64(products[band][at+j])
+			score := scale * float64(products[band][i*keys.Blocks+j])
 			if limit := c.Problem.Softcap; limit > 0 {
 				score = limit * math.Tanh(score/limit)
 			}
-			all[i][j] = float32(score)
+			row[j] = float32(score)
 		}
 	}
 	return all

@@ -43,8 +43,8 @@ func TestSimilarityIsTheMeanScore(t *testing.T) {
 						continue
 					}
 					want := meanScore(req, plan, tiles.Diagonal(row), j, block)
-					if !(math.Abs(float64(got[row][j])-want) <= 1e-5*(1+math.Abs(want))) {
-						t.Errorf("tile (%d, %d): %g, want %g", row, j, got[row][j], want)
+					if !(math.Abs(float64(got.Row(row)[j])-want) <= 1e-5*(1+math.Abs(want))) {
+						t.Errorf("tile (%d, %d): %g, want %g", row, j, got.Row(row)[j], want)
 					}
 				}
 			}

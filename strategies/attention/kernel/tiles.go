@@ -135,8 +135,8 @@ func (t *Tiles) Complete() bool {
 	return t.Count() == visible
 }
 
-// appendRow appends the kept columns of a row, sorted.
-func (t *Tiles) appendRow(columns []int32, row int) []int32 {
+// AppendRow appends the kept columns of a row, sorted.
+func (t *Tiles) AppendRow(columns []int32, row int) []int32 {
 	for w, word := range t.bits[row*t.words : (row+1)*t.words] {
 		for ; word != 0; word &= word - 1 {
 			columns = append(columns, int32(w*64+bits.TrailingZeros64(word)))

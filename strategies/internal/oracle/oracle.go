@@ -48,6 +48,66 @@ func (Backend) Dots(a, b hardware.Pooled) []float32 {
 	return product
 }
 
+// Levels scores tile by tile.
+func (Backend) Levels(t *hardware.TileLevels, level []uint8) {
+	choices := 1
+	if t.Parts > 1 {
+		choices = t.Parts + 1
+	}
+	for choice := range choices {
+		for i := range t.Rows {
+			low, high := int(t.Low[i]), int(t.High[i])
+			similarity := t.Similarity[i*t.Columns:]
+			sum := 0.0
+			for _, x := range similarity[low:high] {
+				sum += math.Exp(float64(x))
+			}
+			for j := low; j < high; j++ {
+				score := math.Exp(float64(similarity[j])) / sum
+				if t.Parts > 0 {
+					score = probed(t, i, j, choice, score)
+				}
+				count := uint8(0)
+				for _, threshold := range t.Thresholds {
+					if score >= float64(threshold) {
+						count++
+					}
+				}
+				level[(choice*t.Rows+i)*t.Columns+j] = count
+			}
+		}
+	}
+}
+
+// probed is the score of a tile by the probes of a choice and its probability.
+func probed(t *hardware.TileLevels, i, j, choice int, probability float64) float64 {
+	own, count, around, weight := 0.0, 0.0, 0.0, 0.0
+	reach := len(t.Weight) / 2
+	for k, row := range t.Row {
+		distance := int(row) - i
+		if distance < -reach || distance > reach || (t.Parts > 1 && int(t.Part[k]) == choice) {
+			continue
+		}
+		mass := float64(t.Mass[k*t.Columns+j])
+		if distance == 0 {
+			own, count = own+mass, count+1
+		}
+		if j >= int(t.Low[row]) && j < int(t.High[row]) {
+			w := float64(t.Weight[reach+distance])
+			around, weight = around+w*mass, weight+w
+		}
+	}
+	if weight > 0 {
+		around /= weight
+	}
+	if count > 0 {
+		own /= count
+	} else {
+		own = around
+	}
+	return (own + around + probability/2) / 2.5
+}
+
 type session struct {
 	problem   *hardware.Problem
 	sequences []sequence

@@ -74,12 +74,12 @@ func heaviestTokens(values []float32, count, forced int) []int {
 
 // TopBlocks keeps, of each query block, the count key blocks with the highest
 // score of block means, and the diagonal.
-func TopBlocks(h *kernel.Head, similarity [][]float32, count int) {
+func TopBlocks(h *kernel.Head, similarity hardware.BlockScores, count int) {
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
 		scores := make([]float64, high-low)
 		for i := range scores {
-			scores[i] = float64(similarity[row][low+i])
+			scores[i] = float64(similarity.Row(row)[low+i])
 		}
 		for _, i := range mass.Order(scores)[:min(count, high-low)] {
 			h.Keep(row, low+i)

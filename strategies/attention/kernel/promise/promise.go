@@ -4,13 +4,22 @@
 // decide where to stop, since rows that made a score flatter it.
 package promise
 
-import "math"
+import (
+	"math"
+
+	"github.com/trivium-ml/trivium/hardware"
+)
 
 // Tiles are the tiles of one head: which of them can be seen, and which are
 // kept in any case.
 type Tiles interface {
 	Visible(row int) (low, high int)
-	Kept(row, column int) bool
+	AppendRow(columns []int32, row int) []int32 // with the kept ones of a row
+}
+
+// Ranker makes levels of scores: a hardware.Backend.
+type Ranker interface {
+	Levels(t *hardware.TileLevels, level []uint8)
 }
 
 // Probe is a query row with its exact softmax mass by key block.
@@ -22,41 +31,39 @@ type Probe struct {
 // Head is what is known of one head.
 type Head struct {
 	Tiles
+	Ranker
 	QueryBlocks, KeyBlocks int
 	Gamma                  float64
-	Z                      float64     // standard errors that the bound lies below the mean
-	Proof                  *Proof      // nil: the bound lies Z standard errors below the mean
-	Score                  []Probe     // rank the tiles; by query block
-	Check                  []Probe     // decide; nil: each scoring probe decides over the ranks that the others made
-	Similarity             [][]float32 // for each query block, its mean query times mean keys, scaled
-	Room                   *Room       // nil: the head's own
-
-	forced []uint8 // levels of the forced tiles alone
+	Z                      float64   // standard errors that the bound lies below the mean
+	Proof                  *Proof    // nil: the bound lies Z standard errors below the mean
+	Score                  []Probe   // rank the tiles; by query block
+	Check                  []Probe   // decide; nil: each scoring probe decides over the ranks that the others made
+	Similarity             []float32 // [query blocks, key blocks] mean queries times mean keys, scaled
+	Room                   *Room     // nil: the head's own
 }
 
 // Result is the tiles to keep: Keep tells of each, and what is promised of them.
 type Result struct {
 	Mean, Lower float64 // coverage over the deciding probes, and its bound
 	Probes      int
+	Stop        int
 	ranks       ranks
-	stop        int
 }
 
-// Keep says whether a tile belongs to the result, as forced ones do.
-func (r *Result) Keep(row, column int) bool { return r.ranks.at(row, column) >= r.stop }
+// Row is the levels of a query block's tiles; those of at least Stop belong to the
+// result, as forced ones do.
+func (r *Result) Row(row int) []uint8 { return r.ranks.level[row*r.ranks.columns:][:r.ranks.columns] }
 
 // Find applies the rule. A head in which no threshold holds the promise keeps
 // everything.
 func (h *Head) Find() *Result {
 	h.room().numbers.empty()
 	h.room().levels.empty()
-	h.forced = nil
-	pool := h.pool()
 	if h.Check == nil {
-		return h.crossCheck(pool)
+		return h.crossCheck()
 	}
-	probed := h.separate(h.rank(h.Score, pool))
-	pooled := h.separate(h.rankBy(pool))
+	probed := h.separate(h.rank(h.Score, make([]int32, len(h.Score)), 1)[0])
+	pooled := h.separate(h.rank(nil, nil, 0)[0])
 	if h.cost(pooled) < h.cost(probed) {
 		return pooled
 	}
@@ -68,10 +75,12 @@ func (h *Head) cost(r *Result) int {
 	kept := 0
 	for row := range h.QueryBlocks {
 		low, high := h.Visible(row)
-		for _, level := range r.ranks.level[row*h.KeyBlocks+low:][:high-low] {
-			if int(level) >= r.stop {
-				kept++
+		for _, level := range r.Row(row)[low:high] {
+			one := 0
+			if int(level) >= r.Stop {
+				one = 1
 			}
+			kept += one
 		}
 	}
 	return kept
@@ -86,34 +95,22 @@ func (h *Head) separate(r ranks) *Result {
 }
 
 // folds is how many parts the scoring probes are left out in.
-const folds = 4
+const folds = hardware.LevelParts
 
 // crossCheck leaves out a quarter of the probes at a time, one of each query
 // block, and judges it by the ranks of the rest.
-func (h *Head) crossCheck(pool []float32) *Result {
-	var parts [folds]sums
-	left := make([]int, len(h.Score)) // the part that each probe is of
+func (h *Head) crossCheck() *Result {
+	left := make([]int32, len(h.Score)) // the part that each probe is of
 	number, block := 0, -1
 	for i, p := range h.Score {
 		if p.Row != block {
 			number, block = 0, p.Row
 		}
-		left[i] = (number + p.Row) % folds
+		left[i] = int32((number + p.Row) % folds)
 		number++
 	}
-	for part := range parts {
-		parts[part] = h.newSums()
-	}
-	for i, p := range h.Score {
-		h.addTo(&parts[left[i]], p)
-	}
-	for part := range parts {
-		h.spread(&parts[part])
-	}
-	first, second := h.join(parts[0], parts[1]), h.join(parts[2], parts[3])
-	rest := [folds]ranks{h.rankSums(h.join(parts[1], second), pool), h.rankSums(h.join(parts[0], second), pool),
-		h.rankSums(h.join(first, parts[3]), pool), h.rankSums(h.join(first, parts[2]), pool)}
-	return h.stop(h.Score, func(i int) ranks { return rest[left[i]] }, h.rankSums(h.join(first, second), pool))
+	rest := h.rank(h.Score, left, folds)
+	return h.stop(h.Score, func(i int) ranks { return rest[left[i]] }, rest[folds])
 }
 
 // curve has a number for each threshold, one for forced tiles, and some that no
@@ -140,7 +137,7 @@ func (h *Head) stop(probes []Probe, judge func(i int) ranks, r ranks) *Result {
 		if !(lower[level] >= h.Gamma) {
 			return best
 		}
-		best.stop, best.Mean, best.Lower = level, mean[level], lower[level]
+		best.Stop, best.Mean, best.Lower = level, mean[level], lower[level]
 	}
 	return best
 }
@@ -190,23 +187,23 @@ func (h *Head) open(mean curve, n int) (first, last int) {
 // variance is that of neighbours along the sequence, so that a trend does not
 // widen it.
 func (h *Head) bounds(probes []Probe, judge func(i int) ranks, mean curve, first, last int) (lower curve) {
-	var before, at, squares curve
+	var before, at, odd, squares curve
 	for i, p := range probes {
-		for l := first; l <= last; l++ {
-			at[l] = 0
-		}
+		clear(at[first-1 : last+2])
+		clear(odd[first-1 : last+2])
 		level, mass := h.row(p, judge(i))
-		sum := 0.0
-		for j, l := range level {
-			switch {
-			case int(l) > last:
-				sum += float64(mass[j])
-			case int(l) >= first: // what is below is kept at none of them
-				at[l] += float64(mass[j])
-			}
+		mass = mass[:len(level)]
+		within := func(l uint8) uint8 { return uint8(min(max(int(l), first-1), last+1)) } // what is kept at none or at all of them
+		for ; len(level) >= 2; level, mass = level[2:], mass[2:] {
+			at[within(level[0])] += float64(mass[0])
+			odd[within(level[1])] += float64(mass[1])
 		}
+		for j, l := range level {
+			at[within(l)] += float64(mass[j])
+		}
+		sum := at[last+1] + odd[last+1]
 		for l := last; l >= first; l-- {
-			sum += at[l]
+			sum += at[l] + odd[l]
 			d := sum - before[l]
 			if before[l] = sum; i > 0 {
 				squares[l] += d * d

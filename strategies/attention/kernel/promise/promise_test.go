@@ -4,16 +4,32 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/trivium-ml/trivium/hardware/cpu"
 )
 
 // triangle is a causal grid with column 0 and the diagonal forced.
 type triangle int
 
 func (triangle) Visible(row int) (low, high int) { return 0, row + 1 }
-func (triangle) Kept(row, column int) bool       { return column == 0 || column == row }
+func (triangle) AppendRow(columns []int32, row int) []int32 {
+	return append(columns, 0, int32(row))
+}
+
+// forced says whether a tile of a triangle is.
+func forced(row, column int) bool { return column == 0 || column == row }
+
+var ranker = func() Ranker {
+	backend, err := cpu.Open("")
+	if err != nil {
+		panic(err)
+	}
+	return backend
+}()
 
 // head draws the mass of rows that look at a few loud columns.
 func head(seed uint64, blocks int, probes []int) *Head {
@@ -22,7 +38,7 @@ func head(seed uint64, blocks int, probes []int) *Head {
 	for j := range loud {
 		loud[j] = 2 * random.NormFloat64()
 	}
-	h := &Head{Tiles: triangle(blocks), QueryBlocks: blocks, KeyBlocks: blocks, Gamma: 0.8, Z: 3}
+	h := &Head{Tiles: triangle(blocks), Ranker: ranker, QueryBlocks: blocks, KeyBlocks: blocks, Gamma: 0.8, Z: 3}
 	row := func(i int, noise float64) []float32 {
 		mass, sum := make([]float32, blocks), 0.0
 		for j := range i + 1 {
@@ -38,11 +54,9 @@ func head(seed uint64, blocks int, probes []int) *Head {
 		h.Score = append(h.Score, Probe{Row: i, Mass: row(i, 1)})
 	}
 	for range blocks {
-		similarity := make([]float32, blocks)
-		for j := range similarity {
-			similarity[j] = float32(loud[j] + random.NormFloat64())
+		for j := range blocks {
+			h.Similarity = append(h.Similarity, float32(loud[j]+random.NormFloat64()))
 		}
-		h.Similarity = append(h.Similarity, similarity)
 	}
 	return h
 }
@@ -55,6 +69,18 @@ func everyBlock(blocks, each int) []int {
 		}
 	}
 	return rows
+}
+
+// all ranks by all scoring probes.
+func (h *Head) all() ranks { return h.rank(h.Score, make([]int32, len(h.Score)), 1)[0] }
+
+// levelOf is the level of a score.
+func levelOf(score float64) int {
+	level := 0
+	for level < levels && score >= float64(thresholds[level]) {
+		level++
+	}
+	return level
 }
 
 // naiveScore is the score of a tile straight from its definition.
@@ -81,20 +107,21 @@ func naiveScore(h *Head, probes []Probe, row, column int) float64 {
 	}
 	sum := 0.0
 	for j := range row + 1 {
-		sum += math.Exp(float64(h.Similarity[row][j]))
+		sum += math.Exp(float64(h.Similarity[row*h.KeyBlocks+j]))
 	}
-	return (own + vertical + 0.5*math.Exp(float64(h.Similarity[row][column]))/sum) / 2.5
+	return (own + vertical + 0.5*math.Exp(float64(h.Similarity[row*h.KeyBlocks+column]))/sum) / 2.5
 }
 
 func TestRanksFollowTheDefinition(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		blocks := rapid.IntRange(1, 30).Draw(t, "blocks")
 		probes := rapid.SliceOfN(rapid.IntRange(0, blocks-1), 0, 60).Draw(t, "probes")
+		slices.Sort(probes)
 		h := head(rapid.Uint64().Draw(t, "seed"), blocks, probes)
-		ranks := h.rank(h.Score, h.pool())
+		ranks := h.all()
 		for i := range blocks {
 			for j := range i + 1 {
-				if h.Kept(i, j) {
+				if forced(i, j) {
 					if got := ranks.at(i, j); got != always {
 						t.Fatalf("forced tile (%d, %d): level %d, want %d", i, j, got, always)
 					}
@@ -102,8 +129,8 @@ func TestRanksFollowTheDefinition(t *testing.T) {
 				}
 				score := naiveScore(h, h.Score, i, j)
 				// A score that lies on a threshold may fall to either side of it.
-				if got := ranks.at(i, j); got != int(levelOf(float32(score*(1-1e-5)))) && got != int(levelOf(float32(score*(1+1e-5)))) {
-					t.Fatalf("tile (%d, %d): level %d, want %d", i, j, got, levelOf(float32(score)))
+				if got := ranks.at(i, j); got != levelOf(score*(1-1e-5)) && got != levelOf(score*(1+1e-5)) {
+					t.Fatalf("tile (%d, %d): level %d, want %d", i, j, got, levelOf(score))
 				}
 			}
 		}
@@ -117,8 +144,8 @@ func TestCrossCheckFollowsTheDefinition(t *testing.T) {
 		h := head(seed, 16, everyBlock(16, 4))
 		got := h.Find()
 		stop, mean, lower := naiveCrossCheck(h)
-		if got.stop != stop || math.Abs(got.Mean-mean) > 1e-6 || math.Abs(got.Lower-lower) > 1e-6 {
-			t.Errorf("seed %d: stops at %d with %g and %g, want %d with %g and %g", seed, got.stop, got.Mean, got.Lower, stop, mean, lower)
+		if got.Stop != stop || math.Abs(got.Mean-mean) > 1e-6 || math.Abs(got.Lower-lower) > 1e-6 {
+			t.Errorf("seed %d: stops at %d with %g and %g, want %d with %g and %g", seed, got.Stop, got.Mean, got.Lower, stop, mean, lower)
 		}
 		if got.Lower < h.Gamma || got.Probes != 64 {
 			t.Errorf("seed %d: bound %g on %d probes", seed, got.Lower, got.Probes)
@@ -131,7 +158,7 @@ func TestOpenLevelsDecide(t *testing.T) {
 	for seed := range uint64(8) {
 		h := head(seed, 24, everyBlock(24, 4))
 		h.Gamma, h.Z = 0.6+0.05*float64(seed), float64(seed%4)
-		r := h.rank(h.Score, h.pool())
+		r := h.all()
 		judge := func(int) ranks { return r }
 		mean := h.means(h.Score, judge)
 		first, last := h.open(mean, len(h.Score))
@@ -161,7 +188,7 @@ func naiveCrossCheck(h *Head) (stop int, mean, lower float64) {
 			}
 			sum := 0.0
 			for j := range p.Row + 1 {
-				if h.Kept(p.Row, j) || naiveScore(h, rest, p.Row, j) >= threshold {
+				if forced(p.Row, j) || naiveScore(h, rest, p.Row, j) >= threshold {
 					sum += float64(p.Mass[j])
 				}
 			}
@@ -189,7 +216,7 @@ func TestSeparateChecksTakeTheSparser(t *testing.T) {
 	h.Check = h.Score[40:]
 	h.Score = h.Score[:40]
 	got := h.Find()
-	probed, pooled := h.separate(h.rank(h.Score, h.pool())), h.separate(h.rankBy(h.pool()))
+	probed, pooled := h.separate(h.all()), h.separate(h.rank(nil, nil, 0)[0])
 	if h.cost(got) != min(h.cost(probed), h.cost(pooled)) {
 		t.Errorf("keeps %d tiles, the candidates %d and %d", h.cost(got), h.cost(probed), h.cost(pooled))
 	}

@@ -26,9 +26,9 @@ const candidates = 2
 // whichever level is chosen.
 func (h *Head) prove(r ranks) *Result {
 	best := &Result{Mean: 1, Lower: 1, Probes: len(h.Check), ranks: r}
-	best.stop = sort.Search(levels, func(level int) bool { return !h.proves(r, level+1) })
-	if best.stop > 0 {
-		best.Mean = h.means(h.Check, func(int) ranks { return r })[best.stop]
+	best.Stop = sort.Search(levels, func(level int) bool { return !h.proves(r, level+1) })
+	if best.Stop > 0 {
+		best.Mean = h.means(h.Check, func(int) ranks { return r })[best.Stop]
 		best.Lower = h.Gamma // all that was tested
 	}
 	return best

@@ -27,7 +27,7 @@ func coverage(r *Result, rows []Probe) float64 {
 	sum := 0.0
 	for _, p := range rows {
 		for j := range p.Row + 1 {
-			if r.Keep(p.Row, j) {
+			if int(r.Row(p.Row)[j]) >= r.Stop {
 				sum += float64(p.Mass[j]) / float64(len(rows))
 			}
 		}
@@ -63,7 +63,7 @@ func TestProvenPromisesAreKept(t *testing.T) {
 func TestProvenLevelsComeFirst(t *testing.T) {
 	for seed := range uint64(6) {
 		h, _ := proving(seed, 12, 100)
-		r := h.rank(h.Score, h.pool())
+		r := h.all()
 		last := 0
 		for level := 1; level <= levels; level++ {
 			if h.proves(r, level) {
@@ -73,7 +73,7 @@ func TestProvenLevelsComeFirst(t *testing.T) {
 				last = level
 			}
 		}
-		if got := h.prove(r).stop; got != last {
+		if got := h.prove(r).Stop; got != last {
 			t.Errorf("seed %d: stops at %d, want %d", seed, got, last)
 		}
 	}
