@@ -130,6 +130,7 @@ func (x *exchange) take(reply *pb.AttendResponse) (*core.AttentionResponse, erro
 	if err := x.checkNumbers(); err != nil {
 		return nil, badAnswer(err)
 	}
+	noteUnproven(&response.Report, x.req)
 	x.call.report(&response.Report, x.began)
 	return response, nil
 }

@@ -210,6 +210,15 @@ def test_a_trace_is_a_table(model: Any, backend: str) -> None:
     assert report["density"].to_list() == table["density"].to_list()[:4]
 
 
+def test_a_trace_proves_bounds(model: Any) -> None:
+    patched = trivium.hf.patch(model, attention="streaming", sink=16, recent=16, block_size=16)
+    with patched, trivium.hf.trace(probe_rows=32, bound="proven", delta=0.05) as trace:
+        logits(model, tokens(1, 128))
+    heads = [head for call in trace.prefill for head in call.report.heads]
+    assert {(head.bound, head.delta) for head in heads} == {("proven", 0.05)}
+    assert all(head.coverage_lower_all <= head.coverage_lower <= head.coverage for head in heads)
+
+
 def test_an_unknown_table_is_refused() -> None:
     with pytest.raises(trivium.InvalidArgument, match="pandas"):
         trivium.hf.Trace().table("excel")
