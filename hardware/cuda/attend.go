@@ -41,8 +41,9 @@ type Attention struct {
 	Sequences              []Sequence // nil: every batch entry is one, at Offset
 	Full                   bool       // every query sees every key: not causal
 	Mask                   *Mask      // nil: dense
-	Rotated                *Tensor
-	Band                   int     // distances from here use Rotated in place of Query; with Rotated
+	Rotated                *Tensor    // queries for distances from Band on, in place of Query; nil: one rotation for all
+	Turn                   *Turn      // instead of Rotated, which it makes of Query
+	Band                   int
 	Window                 int     // > 0: keys at this distance and beyond drop out
 	Softcap                float32 // > 0
 	Sinks                  Address // float32 for each query head
@@ -71,7 +72,7 @@ func (a Attention) validate() error {
 	if err := a.validateRotated(); err != nil {
 		return err
 	}
-	if a.Full && (a.Window > 0 || a.Rotated != nil) {
+	if a.Full && (a.Window > 0 || a.banded()) {
 		return fmt.Errorf("cuda: a window of %d or bands without causality: distances are those of causal attention", a.Window)
 	}
 	if a.Offset < 0 || a.Window < 0 || a.Softcap < 0 {
@@ -80,7 +81,19 @@ func (a Attention) validate() error {
 	return a.validateSequences()
 }
 
+// banded says whether there is a second rotation.
+func (a Attention) banded() bool { return a.Rotated != nil || a.Turn != nil }
+
 func (a Attention) validateRotated() error {
+	if a.banded() && a.Band < 1 {
+		return fmt.Errorf("cuda: the rotated q needs a distance of 1 or more, not %d", a.Band)
+	}
+	if a.Rotated != nil && a.Turn != nil {
+		return fmt.Errorf("cuda: the rotated q is given, and a turn that makes it: want one of them")
+	}
+	if a.Turn != nil {
+		return a.Turn.validate(a.Query.Dim)
+	}
 	if a.Rotated == nil {
 		return nil
 	}
@@ -88,8 +101,8 @@ func (a Attention) validateRotated() error {
 		return err
 	}
 	q := a.Query
-	if a.Band < 1 || a.Rotated.Rows != q.Rows || a.Rotated.Heads != q.Heads || a.Rotated.Batch != q.Batch || a.Rotated.Dim != q.Dim {
-		return fmt.Errorf("cuda: the rotated q needs the shape of q and a distance of 1 or more, not %d", a.Band)
+	if a.Rotated.Rows != q.Rows || a.Rotated.Heads != q.Heads || a.Rotated.Batch != q.Batch || a.Rotated.Dim != q.Dim {
+		return fmt.Errorf("cuda: the rotated q needs the shape of q")
 	}
 	return nil
 }
@@ -149,8 +162,11 @@ func (a Attention) sequences() int {
 
 func (a Attention) features() []Feature {
 	var f []Feature
-	if a.Rotated != nil {
+	if a.banded() {
 		f = append(f, Bands)
+	}
+	if a.Turn != nil {
+		f = append(f, a.Turn.define())
 	}
 	if a.Window > 0 {
 		f = append(f, Window)
@@ -165,8 +181,17 @@ func (a Attention) features() []Feature {
 }
 
 // attendShared is the dynamic shared memory of the sm_90a kernel: the query
-// tiles, two stages of K and V, the output tile, barriers and plans.
-func attendShared(headDim, rotations int) int { return (5+rotations)*Tile*headDim*2 + 1024 + 1024 }
+// tiles, two stages of K and V, the output tile, barriers, plans and angles.
+func (a Attention) attendShared() int {
+	rotations, rest := 1, 1024
+	if a.banded() {
+		rotations = 2
+	}
+	if a.Turn != nil {
+		rest = 2048
+	}
+	return (5+rotations)*Tile*compiledDim(a.Query.Dim)*2 + 1024 + rest
+}
 
 // Attend starts attention on the queue; it does not wait. Few queries over many
 // keys are split over the keys.
@@ -177,7 +202,14 @@ func (q *Queue) Attend(a Attention) error {
 	if a.sequences() == 0 || a.longest() == 0 {
 		return nil
 	}
-	if a.decodes() {
+	decodes := a.decodes()
+	if a.Turn != nil && (decodes || !q.device.TurnsWhileAttending(*a.Turn)) {
+		var err error
+		if a, err = q.withRotated(a); err != nil {
+			return err
+		}
+	}
+	if decodes {
 		return q.decode(a)
 	}
 	args, err := q.attendArgs(a, Tile)
@@ -198,8 +230,8 @@ func (a Attention) rotated() (t Tensor, rotations int) {
 	return a.Query, 1
 }
 
-func (q *Queue) attendHopper(a Attention, args C.AttendArgs) error {
-	rotated, rotations := a.rotated()
+func (q *Queue) attendHopper(a Attention, shared C.AttendArgs) error {
+	rotated, _ := a.rotated()
 	const warpRows = 16 // that a warp writes at once
 	boxes := [...]struct {
 		of   Tensor
@@ -212,10 +244,14 @@ func (q *Queue) attendHopper(a Attention, args C.AttendArgs) error {
 			return err
 		}
 	}
+	args := C.AttendTurnArgs{a: shared} // whose head is what the kernel takes without a turn
+	if a.Turn != nil {
+		args.turn = a.Turn.table()
+	}
 	return q.launch(launch{
 		kernel: attendKernel("attend_sm90.cu", 90, true, a.Query.Dim, a.Half, a.features()...),
-		entry:  "attend", grid: [3]int{min(q.device.Processors, items(&args)), 1}, threads: 384,
-		shared: attendShared(compiledDim(a.Query.Dim), rotations), maps: maps, args: unsafe.Pointer(&args),
+		entry:  "attend", grid: [3]int{min(q.device.Processors, items(&shared)), 1}, threads: 384,
+		shared: a.attendShared(), maps: maps, args: unsafe.Pointer(&args),
 	})
 }
 

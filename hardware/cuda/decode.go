@@ -106,6 +106,10 @@ func (q *Queue) Certify(a Attention, p Probes) error {
 	if err := a.validate(); err != nil {
 		return err
 	}
+	a, err := q.withRotated(a)
+	if err != nil {
+		return err
+	}
 	if groups := a.sequences() * a.Query.Heads; groups > mostGroups {
 		return fmt.Errorf("cuda: %d sequences of %d heads: coverage is measured for at most %d of them in a call", a.sequences(), a.Query.Heads, mostGroups)
 	} else if groups == 0 || p.Count == 0 {

@@ -327,6 +327,64 @@ func TestRotateThereAndBack(t *testing.T) {
 	}
 }
 
+// A turn gives what the queries it makes give: as the kernel goes, before it, and where few queries are split over the keys.
+func TestTurnedQueries(t *testing.T) {
+	for name, c := range map[string]struct {
+		pairs, rows int
+		interleaved bool
+	}{
+		"halves": {32, 700, false}, "a part": {16, 700, false}, "neighbours": {32, 700, true}, "made before": {20, 700, false}, "few queries": {32, 16, false},
+	} {
+		b := newBench(t, randomProblem(21, 4, 2, 700, 64))
+		turn := Turn{Angles: make([]float64, c.pairs), Interleaved: c.interleaved}
+		for i := range turn.Angles {
+			turn.Angles[i] = -200 * math.Pow(1e4, -float64(i)/float64(c.pairs))
+		}
+		first := b.n - c.rows
+		rows := func(x Tensor) Tensor {
+			x.Data += Address(2 * int64(first) * x.Stride)
+			x.Rows = c.rows
+			return x
+		}
+		b.call.Query, b.call.Out, b.call.Offset, b.call.Band = rows(b.call.Query), rows(b.call.Out), first, 150
+		b.call.LSE += Address(4 * first)
+		made, err := b.queue.turned(b.call.Query, false, first, nil, 0, turn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := func() ([]byte, []float64) {
+			raw := make([]byte, 2*len(b.q)-2*first*b.dim)
+			if err := errors.Join(b.queue.Wait(), b.gpu.Download(raw, b.call.Out.Data)); err != nil {
+				t.Fatal(err)
+			}
+			return raw, b.floats(t, b.call.LSE, b.heads*b.n-first)
+		}
+		b.call.Rotated = made
+		if err := b.queue.Attend(b.call); err != nil {
+			t.Fatal(err)
+		}
+		want, wantLSE := read()
+		b.call.Rotated, b.call.Turn = nil, &turn
+		if err := b.queue.Attend(b.call); err != nil {
+			t.Fatal(err)
+		}
+		got, gotLSE := read()
+		for h := range b.heads {
+			for r := range c.rows {
+				if e := math.Abs(gotLSE[h*b.n+r] - wantLSE[h*b.n+r]); !(e < 1e-3) {
+					t.Fatalf("%s: LSE of head %d, row %d: off by %.2e", name, h, r, e)
+				}
+				for i := (h*b.n + r) * b.dim; i < (h*b.n+r+1)*b.dim; i++ {
+					x, y := fromBF16(binary.LittleEndian.Uint16(got[2*i:])), fromBF16(binary.LittleEndian.Uint16(want[2*i:]))
+					if !(math.Abs(float64(x-y)) < .02) {
+						t.Fatalf("%s: head %d, row %d: %g, want %g", name, h, r, x, y)
+					}
+				}
+			}
+		}
+	}
+}
+
 func readMask(t *testing.T, d *Device, m Mask, heads, blocks int) func(head, i, j int) bool {
 	t.Helper()
 	ints := func(a Address, count int) []int {

@@ -22,8 +22,9 @@ type Selection struct {
 	HeadGamma, HeadTau   []float32 // nil, or one for each query head instead
 	MinBlocks, MaxBlocks int       // MaxBlocks 0: no limit
 	Rule                 Rule
-	Rotated              *Tensor
-	Band                 int     // distances from here use Rotated in place of Query; with Rotated
+	Rotated              *Tensor // as in Attention
+	Turn                 *Turn
+	Band                 int
 	Window               int     // > 0: keys at this distance and beyond are not seen
 	Softcap              float32 // > 0
 	Interleave           bool    // query head h reads key head h % heads of k, rather than h / group
@@ -55,7 +56,7 @@ func (s Selection) DenseBelow() int { return max(2, s.MinBlocks) * Tile }
 
 // rotations is how many tensors the queries are.
 func (s Selection) rotations() int {
-	if s.Rotated != nil {
+	if s.Rotated != nil || s.Turn != nil {
 		return 2
 	}
 	return 1
@@ -91,7 +92,7 @@ func (s Selection) validate(shared int) error {
 	if most := (shared - pooledStatic - pooledShared(0, q.Dim, s.rotations())) / 64; ceilDiv(k.Rows, Tile) > most {
 		return fmt.Errorf("cuda: %d tokens: the index takes at most %d on this device", k.Rows, most*Tile)
 	}
-	if err := (Attention{Query: q, Rotated: s.Rotated, Band: s.Band}).validateRotated(); err != nil {
+	if err := (Attention{Query: q, Rotated: s.Rotated, Turn: s.Turn, Band: s.Band}).validateRotated(); err != nil {
 		return err
 	}
 	if s.Window < 0 || s.Softcap < 0 {
@@ -126,6 +127,12 @@ func at(heads []float32, h int, all float32) float32 {
 func (q *Queue) Select(s Selection) (Selected, error) {
 	if err := s.validate(q.device.Shared); err != nil {
 		return Selected{}, err
+	}
+	if s.Turn != nil {
+		var err error
+		if s.Rotated, err = q.turned(s.Query, s.Half, s.Key.Rows-s.Query.Rows, nil, s.Band, *s.Turn); err != nil {
+			return Selected{}, err
+		}
 	}
 	args := q.indexArgs(s)
 	if err := q.reserve(&args); err != nil {

@@ -26,6 +26,7 @@ type Queue struct {
 	tickets  buffer  // zero between launches
 	chosen   buffer  // the mask of a selector, and what it was made from
 	measured buffer  // rows or means for who chooses on the host
+	second   buffer  // queries that a turn made
 }
 
 // buffer is device memory of a queue.
@@ -102,7 +103,7 @@ func (q *Queue) Wait() error {
 // Close waits for the work and releases the memory.
 func (q *Queue) Close() error {
 	err := q.Wait()
-	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at, &q.chosen.at, &q.measured.at} {
+	for _, a := range []*Address{&q.counter, &q.scratch, &q.done, &q.table.at, &q.parts.at, &q.tickets.at, &q.chosen.at, &q.measured.at, &q.second.at} {
 		if freed := q.device.Free(*a); err == nil {
 			err = freed
 		}

@@ -35,6 +35,10 @@ func TestAttentionRefuses(t *testing.T) {
 		"output":       {func(a *Attention) { a.Out.Rows = 299 }, "shape of q"},
 		"no lse":       {func(a *Attention) { a.LSE = 0 }, "lse"},
 		"band of zero": {func(a *Attention) { a.Rotated = &rotated }, "distance of 1 or more"},
+		"turn of zero": {func(a *Attention) { a.Turn = &Turn{Angles: make([]float64, 64)} }, "distance of 1 or more"},
+		"turn twice":   {func(a *Attention) { a.Turn, a.Rotated, a.Band = &Turn{}, &rotated, 8 }, "one of them"},
+		"wide turn":    {func(a *Attention) { a.Turn, a.Band = &Turn{Angles: make([]float64, 65), Interleaved: true}, 8 }, "at most all of it"},
+		"odd turn":     {func(a *Attention) { a.Turn, a.Band = &Turn{Angles: make([]float64, 5)}, 8 }, "even number"},
 		"full window":  {func(a *Attention) { a.Full, a.Window = true, 8 }, "without causality"},
 		"full bands":   {func(a *Attention) { a.Full, a.Rotated, a.Band = true, &rotated, 8 }, "without causality"},
 		"offset":       {func(a *Attention) { a.Offset = -1 }, "negative"},
@@ -229,7 +233,8 @@ func TestCausalTiles(t *testing.T) {
 // The kernels rely on these limits of a Hopper block.
 func TestSharedMemoryFits(t *testing.T) {
 	const most, pair = 232448, (233472 - 2*1024) / 2
-	if got := attendShared(128, 2); got > most {
+	turn := Turn{Angles: make([]float64, 64)}
+	if got := (Attention{Query: tensor(1, 1, 1, 128), Turn: &turn}).attendShared(); got > most {
 		t.Errorf("attention takes %d bytes of %d", got, most)
 	}
 	if got := plainShared(128, 2); got > 163*1024 {

@@ -37,6 +37,10 @@ func (q *Queue) RowMass(a Attention, r RowSets) (Measured, error) {
 	if err := a.validate(); err != nil {
 		return Measured{}, err
 	}
+	a, err := q.withRotated(a)
+	if err != nil {
+		return Measured{}, err
+	}
 	args, err := q.rowMassArgs(a, r)
 	if err != nil {
 		return Measured{}, err

@@ -77,7 +77,8 @@ func attendKernel(source string, capability int, exact bool, headDim int, half b
 }
 
 // Kernels lists the kernels worth compiling ahead and in tests: each feature
-// alone, a local window with two rotations, and all features at once.
+// alone, a local window with two rotations, turns of all columns, and all
+// features at once.
 func Kernels() []Kernel {
 	var all []Kernel
 	features := [][]Feature{nil, {Bands}, {Window}, {Softcap}, {Sinks}, {Bands, Window}, {Bands, Window, Softcap, Sinks}}
@@ -86,6 +87,9 @@ func Kernels() []Kernel {
 			for _, f := range features {
 				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, f...),
 					attendKernel("attend_sm80.cu", 80, false, headDim, half, f...))
+			}
+			for _, turn := range []Turn{{Angles: make([]float64, headDim/2)}, {Interleaved: true}} {
+				all = append(all, attendKernel("attend_sm90.cu", 90, true, headDim, half, Bands, turn.define()))
 			}
 			for _, f := range [][]Feature{nil, {Bands}, {Bands, Window, Softcap, Sinks}} {
 				all = append(all, attendKernel("decode.cu", 80, false, headDim, half, f...),

@@ -55,29 +55,31 @@ __device__ __forceinline__ Work decode(const AttendArgs& a, u32 t) {
 
 struct RowState { float m[2], l[2]; };
 
+// Drops the keys behind the last, or before the first, that the thread's two rows see, counted from the thread's first key.
+template <int N> __device__ __forceinline__ void keep_until(float (&s)[N], int last, int last8) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if ((i / 4) * 8 + (i & 1) > ((i & 2) ? last8 : last)) s[i] = NEG_INF;
+}
+template <int N> __device__ __forceinline__ void keep_from(float (&s)[N], int first, int first8) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if ((i / 4) * 8 + (i & 1) < ((i & 2) ? first8 : first)) s[i] = NEG_INF;
+}
+
 // Drops the keys a row may not see. query: position of the thread's first row; key: position of the tile's first key.
-// With `bands`, also those that are not of the rotation's side of the border.
-template <bool bands, int N>
-__device__ __forceinline__ void mask_scores(float (&s)[N], const AttendArgs& a, int query, int k_len, int key0, bool far) {
-  const int base = key0 + 2 * (threadIdx.x & 3);
-  int hi[2], lo[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    hi[r] = min((query + 8 * r), k_len - 1);
-    lo[r] = kWindow ? (query + 8 * r) - a.window + 1 : -0x40000000;
-    if (bands) {
-      if (far) hi[r] = min(hi[r], (query + 8 * r) - a.band);
-      else lo[r] = max(lo[r], (query + 8 * r) - a.band + 1);
-    }
-    hi[r] -= base;
-    lo[r] -= base;
+// near, far: the border crosses the tile, and the keys are to be those of that side of it.
+template <int N>
+__device__ __forceinline__ void mask_scores(float (&s)[N], const AttendArgs& a, int query, int k_len, int key, bool near, bool far, bool visible) {
+  const int base = key + 2 * (threadIdx.x & 3), end = k_len - 1 - base;
+  query -= base;
+  if (visible || far) {
+    const int last = query - (far ? a.band : 0);
+    keep_until(s, min(last, end), min(last + 8, end));
   }
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int key = (i / 4) * 8 + (i & 1), r = (i >> 1) & 1;
-    bool keep = key <= hi[r];
-    if (bands || kWindow) keep = keep && key >= lo[r];
-    s[i] = keep ? s[i] : NEG_INF;
+  if (near || kWindow) {
+    const int first = max(near ? query - a.band : -0x40000000, kWindow ? query - a.window : -0x40000000) + 1;
+    keep_from(s, first, first + 8);
   }
 }
 

@@ -30,6 +30,14 @@ typedef struct AttendArgs {
   float scale, softcap;
 } AttendArgs;
 
+enum { kMostPairs = 64 };
+
+// For the kernel for sm_90a that makes the second rotation of the first (TURN).
+typedef struct AttendTurnArgs {
+  AttendArgs a;
+  float turn[kMostPairs][2];  // cosine and sine for each pair; 1 and 0 for what is not turned
+} AttendTurnArgs;
+
 // For the kernel without TMA: the inputs, [batch, heads, rows, head_dim], strides in elements.
 typedef struct AttendPlainArgs {
   AttendArgs a;

@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend_plain(const __grid_c
 #endif
     const bool far = BAND_COUNT == 2 && step.far;
     if (needs_mask<BAND_COUNT == 2>(a, first_query, w.seq.k_len, step.key(), kKeys, far))
-      mask_scores<BAND_COUNT == 2>(s, a, w.seq.q_offset + row, w.seq.k_len, step.key(), far);
+      mask_scores(s, a, w.seq.q_offset + row, w.seq.k_len, step.key(), BAND_COUNT == 2 && !far, far, true);
     if (softmax<false>(s, st, rescale, scale_log2)) {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];

@@ -20,21 +20,29 @@
 //   7 BANDS: the turn to far tiles known a tile ahead; cost of the second rotation itself 4 - 7 % -> 2 - 3 %
 //   8 BANDS: border tiles once, with two softmaxes and one P V; masks and borders decided where items are laid out
 //   9 output by TMA, beneath the next item: 10 % mask 32k 2.4 % faster sustained, dense .5 - 1.3 %; with BANDS 2 - 6 %
+//  10 BANDS: borders for 64 rows at a time; the second rotation turned in registers (TURN), not by a kernel before: with that
+//    kernel counted, the second rotation costs 5.8 - 6.5 % at 8k instead of 8.3 - 21, 1.3 - 3.4 at 32k instead of 4.6 - 13.6
 //
-// Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS.
+// Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS; TURN, with BANDS: the
+// second rotation is a turn of the first by one angle for each pair, of neighbours if 0, else of columns 16 TURN apart.
 #include "tiles.cuh"
 #include "attend.cuh"
 
 constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 
-// A tile: flags and key block. Of the two rotations, far tiles take the second, border tiles have keys for either.
-// kNear: the item has no far or border tile; kTurn: the next tile is the item's first far one; kMask, kMask << 1: the
-// first, the last 64 rows may not see all of the tile.
+// A tile as 64 of its rows see it: flags and key block. Of the two rotations, far tiles take the second; border tiles have
+// keys for either, and are near if they are the first of their rows. kTurn: the next tile is far; kSave: it is a border
+// too; kMask: the rows may not see all of the tile; kNear: the item has no far or border tile.
 enum : u32 {
-  kLast = 1u << 31, kFar = 1u << 30, kBorder = 1u << 29, kNear = 1u << 28, kTurn = 1u << 27, kMask = 1u << 25,
+  kLast = 1u << 31, kFar = 1u << 30, kBorder = 1u << 29, kNear = 1u << 28, kTurn = 1u << 27, kSave = 1u << 26, kMask = 1u << 25,
   kColumn = (1u << 25) - 1
 };
+#if defined(BANDS) && !defined(TURN)
+constexpr bool kCopied = true;  // the second rotation
+#else
+constexpr bool kCopied = false;
+#endif
 constexpr u32 kAfter = BAND_COUNT == 2 ? kBorder | kTurn : 0;  // more to do before the next tile
 
 // Plan is up to 32 key blocks of one item, read ahead of the copies.
@@ -43,15 +51,18 @@ struct Plan {
   int count;       // columns here; < 0 ends the kernel
   int first, last; // the first and the last part of the item
   int batch, box, head, block, kv_head, q_row, k_row;
-  int k_end;       // keys of the sequence where others follow in the tensor; otherwise kColumn
-  u32 columns[32];  // with their flags
+  int k_end;       // keys of the sequence where others follow in the tensor; otherwise more than there can be
+  u32 columns[2][32];  // with their flags, for either half of the rows
 };
 
 struct Shared {
   alignas(8) u64 q_full, q_empty, q2_full, q2_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages], v_raw;
   u64 plan_full[kPlans], plan_empty[kPlans];
-  u32 k_info[kStages];
+  u32 k_info[kStages][2];
   int batch, head, block, rows;  // the item of the query tile; rows < 0 ends the kernel, rows == 0 means no tile
+#ifdef TURN
+  alignas(16) float angle[kMostPairs][2];
+#endif
   Plan plans[kPlans];
 };
 
@@ -69,20 +80,28 @@ __device__ __forceinline__ int column_of(const AttendArgs& a, const Work& w, int
   return a.row_ptr ? a.cols[at] : at;
 }
 
-// Whether all distances of a tile are those of the second rotation; low: position of the item's first query.
+// Whether all distances of 64 rows to a tile are those of the second rotation, or any; low: position of the first of them.
 __device__ __forceinline__ bool is_far(const AttendArgs& a, int low, int column) { return low - column * kTile - (kTile - 1) >= a.band; }
+__device__ __forceinline__ bool has_far(const AttendArgs& a, int low, int column) { return low + 63 - column * kTile >= a.band; }
 
-// Column i of an item with its flags, but kLast.
+// Column i of an item with its flags, but kLast, for 64 rows from position low on.
 __device__ __forceinline__ u32 tile_of(const AttendArgs& a, const Work& w, int low, int i, bool near) {
-  const int column = column_of(a, w, i), key = column * kTile;
+  const int column = column_of(a, w, i);
   u32 tile = column;
-  for (int g = 0; g < 2; ++g)
-    if (needs_mask<false>(a, low + 64 * g, w.seq.k_len, key, kTile, false)) tile |= kMask << g;
+  if (needs_mask<false>(a, low, w.seq.k_len, column * kTile, kTile, false)) tile |= kMask;
 #ifdef BANDS
   if (near) return tile | kNear;
   if (is_far(a, low, column)) return tile | kFar;
-  if (low + kTile - 1 - key >= a.band) tile |= kBorder;
-  if (i + 1 < w.count && is_far(a, low, column_of(a, w, i + 1))) tile |= kTurn;
+  const int next = i + 1 < w.count ? column_of(a, w, i + 1) : -1;
+  if (has_far(a, low, column)) {
+    tile |= kBorder;
+    if (i > 0 && has_far(a, low, column_of(a, w, i - 1))) tile |= kFar;  // the second border: the queries are turned already
+    else if (next >= 0 && !is_far(a, low, next)) tile |= kSave;
+  } else if (next >= 0 && is_far(a, low, next)) {
+    tile |= kTurn;
+  } else if (kCopied && next < 0) {
+    tile |= kBorder;  // no far key for these rows: they release the copied rotation with the others
+  }
 #endif
   return tile;
 }
@@ -110,10 +129,14 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
 #endif
     int next = 0;
     do {
-      const u32 tile = next + lane < w.count ? tile_of(a, w, low, next + lane, near) : 0;
+      u32 tile[2] = {0, 0};
+#pragma unroll
+      for (int g = 0; g < 2; ++g)
+        if (next + lane < w.count) tile[g] = tile_of(a, w, low + 64 * g, next + lane, near);
       barrier_wait(BAR(plan_empty[slot]), phase);
       Plan* p = &sh->plans[slot];
-      p->columns[lane] = tile;
+      p->columns[0][lane] = tile[0];
+      p->columns[1][lane] = tile[1];
       if (lane == 0) {
         p->count = end ? -1 : min(32, w.count - next);
         p->first = next == 0;
@@ -122,7 +145,7 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
         p->box = w.seq.box;
         p->q_row = w.seq.q_row + w.block * kTile;
         p->k_row = w.seq.k_row;
-        p->k_end = w.seq.k_row + w.seq.k_len < a.k_rows ? w.seq.k_len : kColumn;
+        p->k_end = w.seq.k_row + w.seq.k_len < a.k_rows ? w.seq.k_len : 0x7fffffff;
       }
       barrier_arrive(BAR(plan_full[slot]));
       if (++slot == kPlans) { slot = 0; phase ^= 1; }
@@ -140,8 +163,8 @@ __device__ __forceinline__ void plan_items(const AttendArgs& a, Shared* sh) {
   }
 }
 
-// One thread copies the query tiles, up to one item ahead of the consumers. The second rotation has barriers of its own:
-// it is needed until an item's first far tile, the first one only until it is in registers.
+// One thread copies the query tiles, up to one item ahead of the consumers. A second rotation that is copied has barriers
+// of its own: it is needed until an item's first far tile, the first one only until it is in registers.
 __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh, u32 q_tile, const TensorMap* map_q,
                                                 const TensorMap* map_q2) {
   u32 q_phase = 1, q2_phase = 1, plan_phase = 0, plan_slot = 0;
@@ -149,7 +172,7 @@ __device__ __forceinline__ void produce_queries(const AttendArgs& a, Shared* sh,
     barrier_wait(BAR(plan_full[plan_slot]), plan_phase);
     const Plan* p = &sh->plans[plan_slot];
     const int count = p->count, row = p->q_row, head = p->head, box = p->box;
-    const bool first = p->first, both = BAND_COUNT == 2 && first && count > 0 && !(p->columns[0] & kNear);
+    const bool first = p->first, both = kCopied && first && count > 0 && !(p->columns[0][0] & kNear);
     if (first) {
       barrier_wait(BAR(q_empty), q_phase);
       q_phase ^= 1;
@@ -219,12 +242,15 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_r
     const int count = x[0], box = x[1], kv_head = x[2], k_row = x[3], k_end = x[4], last_part = x[5];
     if (count < 0) break;
     for (int e = 0; e < count; ++e) {
-      const u32 c = __shfl_sync(~0u, lane == 0 ? p->columns[e] : 0, 0);
+      u32 halves[2] = {0, 0};
+      if (lane == 0) { halves[0] = p->columns[0][e]; halves[1] = p->columns[1][e]; }
+      const u32 c = __shfl_sync(~0u, halves[0], 0);
       const int row = k_row + (int)(c & kColumn) * kTile, valid = k_end - (int)(c & kColumn) * kTile;
       const bool last = last_part && e == count - 1;
       barrier_wait(BAR(k_empty[kr.slot]), kr.phase);
       if (lane == 0) {
-        sh->k_info[kr.slot] = c | (last ? kLast : 0);
+#pragma unroll
+        for (int g = 0; g < 2; ++g) sh->k_info[kr.slot][g] = halves[g] | (last ? kLast : 0);
         barrier_expect(BAR(k_full[kr.slot]), kTileBytes);
         copy_tile(k_ring + kr.slot * kTileBytes, map_k, BAR(k_full[kr.slot]), row, kv_head, box);
       }
@@ -312,9 +338,10 @@ __device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a
 #ifdef SOFTCAP
   cap_scores(s, a);
 #endif
-  if (info & (kBorder | (row_in_tile & 64 ? kMask << 1 : kMask)))
-    mask_scores<BAND_COUNT == 2>(s, a, item.seq.q_offset + item.block * kTile + row_in_tile + (threadIdx.x & 31) / 4,
-                                 item.seq.k_len, (int)(info & kColumn) * kTile, info & kFar);
+  const bool border = BAND_COUNT == 2 && (info & kBorder), far = info & kFar;
+  if (info & (kMask | kBorder))
+    mask_scores(s, a, item.seq.q_offset + item.block * kTile + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len,
+                (int)(info & kColumn) * kTile, border && !far, border && far, info & kMask);
 }
 
 // ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum
@@ -323,8 +350,8 @@ __device__ __forceinline__ void hold_wait(const RowState& st) {
   if (__any_sync(~0u, st.l[0] + st.l[1] < 0.0f)) asm volatile("nanosleep.u32 1;" ::: "memory");
 }
 
-__device__ __forceinline__ u32 tile_info(const Shared* sh, u32 slot) {
-  const u32 x = (threadIdx.x & 31) == 0 ? sh->k_info[slot] : 0;
+__device__ __forceinline__ u32 tile_info(const Shared* sh, u32 slot, int group) {
+  const u32 x = (threadIdx.x & 31) == 0 ? sh->k_info[slot][group] : 0;
   return __shfl_sync(~0u, x, 0);
 }
 
@@ -341,23 +368,28 @@ __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& 
   return x;
 }
 
-// The far keys of a border tile, whose near ones are in p already: their probabilities are joined to those of the near
-// keys, which are zero there, so that one product with V serves both. Nothing is under way. q2: 64 rows of the second
-// query tile, read from shared memory as the registers hold the first.
-__device__ __forceinline__ void join_far(float (&s)[64], u32 (&p)[8][4], float (&o)[kOut], RowState& st, const AttendArgs& a,
-                                         const Item& item, u32 info, int row_in_tile, float scale_log2, u32 q2, u32 k) {
-  const u64 qd = descriptor(q2, 16), kd = descriptor(k, 16);
+// The keys of a border tile on its other side, after those of its own are in p: their probabilities are joined to those,
+// which are zero there, so that one product with V serves both. Nothing is under way. The near rotation is multiplied
+// from shared memory, `near`, 64 rows: the registers hold the far one.
+__device__ __forceinline__ void join_sides(float (&s)[64], u32 (&p)[8][4], float (&o)[kOut], RowState& st, const AttendArgs& a,
+                                           const Item& item, u32 info, int row_in_tile, float scale_log2,
+                                           const u32 (&far)[kHalves * 4][4], u32 near, u32 k) {
   pin(s);
   wgmma_fence();
+  if (info & kFar) {
+    const u64 qd = descriptor(near, 16), kd = descriptor(k, 16);
 #pragma unroll
-  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
-    const u32 step = (kk / 4) * kHalfBytes + (kk % 4) * 32;
-    wgmma_ss(s, advance(qd, step), advance(kd, step), kk > 0);
+    for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+      const u32 step = (kk / 4) * kHalfBytes + (kk % 4) * 32;
+      wgmma_ss(s, advance(qd, step), advance(kd, step), kk > 0);
+    }
+  } else {
+    product_qk(s, far, k);
   }
   wgmma_commit();
   wgmma_wait<0>();
   pin(s);
-  limit_scores(s, a, item, info | kFar, row_in_tile);
+  limit_scores(s, a, item, info ^ kFar, row_in_tile);
   float rescale[2];
   if (softmax<false>(s, st, rescale, scale_log2)) {
 #pragma unroll
@@ -372,28 +404,87 @@ __device__ __forceinline__ void join_far(float (&s)[64], u32 (&p)[8][4], float (
   for (int i = 0; i < 32; ++i) p[i / 4][i & 3] |= pack(s[2 * i], s[2 * i + 1]);
 }
 
+#ifdef TURN
+// The queries of this warp turned by the angles: with TURN steps of 16 columns between the members of a pair, or, with 0,
+// of neighbours.
+__device__ __forceinline__ void turn_query(u32 (&q)[kHalves * 4][4], u32 angles) {
+  constexpr int steps = TURN ? TURN : HEAD_DIM / 16;
+  const u32 at = angles + (TURN ? 16 : 8) * (threadIdx.x & 3);
+#pragma unroll
+  for (int kk = 0; kk < steps; ++kk)
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {  // two rows each
+#if TURN
+      float c0, s0, c1, s1;
+      asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(c0), "=f"(s0), "=f"(c1), "=f"(s1) : "r"(at + kk * 128 + j * 32));
+#pragma unroll
+      for (int r = j; r < j + 2; ++r) {
+        const u32 x = q[kk][r], y = q[kk + TURN][r];
+        const float x0 = unpack_lo(x), x1 = unpack_hi(x), y0 = unpack_lo(y), y1 = unpack_hi(y);
+        q[kk][r] = pack(x0 * c0 - y0 * s0, x1 * c1 - y1 * s1);
+        q[kk + TURN][r] = pack(x0 * s0 + y0 * c0, x1 * s1 + y1 * c1);
+      }
+#else
+      float c, s;
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(c), "=f"(s) : "r"(at + kk * 64 + j * 16));
+#pragma unroll
+      for (int r = j; r < j + 2; ++r) {
+        const float x = unpack_lo(q[kk][r]), y = unpack_hi(q[kk][r]);
+        q[kk][r] = pack(x * c - y * s, x * s + y * c);
+      }
+#endif
+    }
+}
+#endif
+
+// Lays queries out where the products of their warpgroup read them from shared memory, once those before have.
+__device__ __forceinline__ void save_query(const u32 (&q)[kHalves * 4][4], u32 warp_rows, int group) {
+  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8;
+  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+    const int chunk = 2 * (kk % 4) + (lane >> 4);
+    stmatrix_x4(warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16), q[kk][0], q[kk][1], q[kk][2], q[kk][3]);
+  }
+  fence_async_proxy();
+  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+}
+
 // A warp is done with a query tile, or with the key tile in slot kr.
 #define RELEASE(barrier) do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(barrier)); } while (0)
 #ifdef BANDS
-// The rest of the item needs the second rotation only.
-#define TURN_QUERY() do { barrier_wait(BAR(q2_full), q2_phase); q2_phase ^= 1; load_query(q, q_rows + kTileBytes); RELEASE(q2_empty); } while (0)
-#define START_QUERY() do { if (info & kFar) TURN_QUERY(); else load_query(q, q_rows); RELEASE(q_empty); } while (0)
+// The rest of the item takes the second rotation, but a second border, for which the first one is saved.
+#ifdef TURN
+#define TURN_QUERY() do { \
+    if (info & kSave) save_query(q, q_rows + kTileBytes, group); \
+    turn_query(q, BAR(angle)); \
+  } while (0)
+#define END_SECOND() do { } while (0)
+#else
+#define END_SECOND() RELEASE(q2_empty)
+#define TURN_QUERY() do { \
+    u32 x[kHalves * 4][4]; \
+    barrier_wait(BAR(q2_full), q2_phase); \
+    q2_phase ^= 1; \
+    load_query(x, q_rows + kTileBytes); \
+    if (info & kSave) save_query(q, q_rows + kTileBytes, group); else END_SECOND(); \
+    for (int i = 0; i < kHalves * 16; ++i) q[i / 4][i % 4] = x[i / 4][i % 4]; \
+  } while (0)
+#endif
 #define RELEASE_KEYS() do { if (lane == 0 && !(info & kBorder)) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
-// kAfter: the far half of a border tile, whose keys lie in the last slot; then the second rotation, which ends with the
-// item where no far tile follows.
+// kAfter: the queries are turned, or the other side of a border tile joins, whose keys lie in the last slot.
 #define AFTER_TILE() do { \
+    if (!(info & kFar)) TURN_QUERY(); \
     if (info & kBorder) { \
       const u32 slot = kr.slot ^ 1; \
-      barrier_wait(BAR(q2_full), q2_phase); \
-      join_far(s, p, o, st, a, item, info, row_in_tile, scale_log2, q2_rows, k_ring + slot * kTileBytes); \
+      join_sides(s, p, o, st, a, item, info, row_in_tile, scale_log2, q, saved_rows, k_ring + slot * kTileBytes); \
       RELEASE(k_empty[slot]); \
-      if (info & kLast) { q2_phase ^= 1; RELEASE(q2_empty); } \
+      if (info & kFar) END_SECOND(); \
     } \
-    if (info & kTurn) TURN_QUERY(); \
     info &= ~kAfter; \
   } while (0)
 #else
-#define START_QUERY() do { load_query(q, q_rows); RELEASE(q_empty); } while (0)
+#define TURN_QUERY() do { } while (0)
 #define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
 #define AFTER_TILE() do { } while (0)
 #endif
@@ -406,8 +497,10 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
   const u32 q_rows = q_tile + row_in_tile * 128, stage = out_tile + row_in_tile * HEAD_DIM * 2;
   u32 q_phase = 0;
 #ifdef BANDS
-  const u32 q2_rows = q_tile + kTileBytes + group * 64 * 128;
+  const u32 saved_rows = q_tile + kTileBytes + group * 64 * 128;
+#ifndef TURN
   u32 q2_phase = 0;
+#endif
 #endif
   Ring kr = {0, 0}, vr = {0, 0};
 #ifdef SOFTCAP
@@ -436,8 +529,10 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     }
     // The first scores of an item that has no open one before it.
     barrier_wait(BAR(k_full[kr.slot]), kr.phase);
-    u32 info = tile_info(sh, kr.slot);
-    START_QUERY();
+    u32 info = tile_info(sh, kr.slot, group);
+    load_query(q, q_rows);
+    RELEASE(q_empty);
+    if (info & kFar) TURN_QUERY();
     pin(s);
     wgmma_fence();
     product_qk(s, q, k_ring + kr.slot * kTileBytes);
@@ -453,7 +548,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       if (info & kAfter) AFTER_TILE();  // not in the loop, where it would cost every tile 3 %
       while (!(info & (kLast | kAfter))) {
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
-        info = tile_info(sh, kr.slot);
+        info = tile_info(sh, kr.slot, group);
         pin(s);
         pin(o);
         wgmma_fence();
@@ -482,10 +577,12 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       if (info & kAfter) continue;
       next = read_item(a, sh, q_phase);
       if (next.rows <= 0) break;
-      // The first scores of the next item and the last product of this one go to the tensor cores together.
       barrier_wait(BAR(k_full[kr.slot]), kr.phase);
-      info = tile_info(sh, kr.slot);
-      START_QUERY();
+      info = tile_info(sh, kr.slot, group);
+      if (BAND_COUNT == 2 && (info & kFar)) break;  // rare, and not worth the code of a turn here
+      // The first scores of the next item and the last product of this one go to the tensor cores together.
+      load_query(q, q_rows);
+      RELEASE(q_empty);
       pin(s);
       pin(o);
       wgmma_fence();
@@ -527,10 +624,19 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
   bulk_wait_read();  // shared memory ends with the block
 }
 
+#ifdef TURN
+#define ARGUMENTS const __grid_constant__ AttendTurnArgs x
+#else
+#define ARGUMENTS const __grid_constant__ AttendArgs a
+#endif
+
 extern "C" __global__ void __launch_bounds__(384, 1)
     attend(const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_q2,
            const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
-           const __grid_constant__ TensorMap map_out, const __grid_constant__ AttendArgs a) {
+           const __grid_constant__ TensorMap map_out, ARGUMENTS) {
+#ifdef TURN
+  const AttendArgs& a = x.a;
+#endif
   extern __shared__ char memory[];  // <= 1023 to align, the tiles, Shared
   const u32 base = (shared_address(memory) + 1023) & ~1023u;
   const u32 q_tile = base, k_ring = q_tile + BAND_COUNT * kTileBytes, v_ring = k_ring + kStages * kTileBytes;
@@ -554,6 +660,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     }
     fence_barrier_init();
   }
+#ifdef TURN
+  if (threadIdx.x < kMostPairs)
+    for (int i = 0; i < 2; ++i) sh->angle[threadIdx.x][i] = x.turn[threadIdx.x][i];
+#endif
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_give<40>();

@@ -4,8 +4,6 @@
 
 #include "attend_args.h"
 
-enum { kMostPairs = 64 };
-
 // Rows at position p arrive rotated by applied[i] p and leave rotated by wanted[i] f(p), where
 // f(p) = min(scale floor((p mod modulo) / group) + offset, limit); modulo 0 and limit 0: none.
 typedef struct RotateArgs {

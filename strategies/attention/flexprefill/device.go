@@ -34,7 +34,7 @@ func deviceSelection(call *kernel.DeviceCall, p *kernel.Part) cuda.Selection {
 	s := cuda.Selection{Query: p.Query, Key: p.Key, Half: call.Half, Rule: rules[call.Params.Text("rule")],
 		Scale: call.Scale(p), HeadGamma: call.PerHead("gamma"), HeadTau: call.PerHead("tau"),
 		Window: int(call.Request.Window), Softcap: float32(call.Request.Softcap)}
-	s.Rotated, s.Band = p.Far()
+	s.Rotated, s.Turn, s.Band = p.Far()
 	s.MinBlocks = max(1, ceilDiv(call.Params.Int("min_budget"), cuda.Tile))
 	if call.Params.IsSet("max_budget") {
 		s.MaxBlocks = ceilDiv(call.Params.Int("max_budget"), cuda.Tile)

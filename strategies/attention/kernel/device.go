@@ -305,7 +305,7 @@ func (c *DeviceCall) attention(p *Part) cuda.Attention {
 	r := c.Request
 	return cuda.Attention{Query: p.Query, Key: p.Key, Value: p.Value, Out: p.Output,
 		LSE: p.LSE, LSEBatch: p.LSEBatch, LSEHead: p.LSEHead, Half: c.Half, Scale: c.Scale(p), Full: !r.Causal,
-		Offset: p.Offset, Sequences: p.Sequences, Rotated: p.positions.far, Band: p.positions.border,
+		Offset: p.Offset, Sequences: p.Sequences, Rotated: p.positions.far, Turn: p.positions.turn, Band: p.positions.border,
 		Window: int(r.Window), Softcap: float32(r.Softcap), Sinks: c.sinks}
 }
 

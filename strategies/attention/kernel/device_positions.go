@@ -12,16 +12,19 @@ import (
 // rotations are what a position plan makes of a part.
 type rotations struct {
 	scale  float64      // of the scores
-	far    *cuda.Tensor // queries for distances from border on; nil: one rotation for all
+	far    *cuda.Tensor // queries for distances from border on
+	turn   *cuda.Turn   // instead of far, which it makes; without either one rotation is for all
 	border int
 }
 
 // Scale is the factor of the part's scores.
 func (c *DeviceCall) Scale(p *Part) float32 { return float32(c.Request.Scale * p.positions.scale) }
 
-// Far are the part's queries for distances from border on; nil: one rotation
-// does for all.
-func (p *Part) Far() (queries *cuda.Tensor, border int) { return p.positions.far, p.positions.border }
+// Far are the part's queries for distances from border on, or the turn that
+// makes them; without either one rotation does for all.
+func (p *Part) Far() (queries *cuda.Tensor, turn *cuda.Turn, border int) {
+	return p.positions.far, p.positions.turn, p.positions.border
+}
 
 // position turns the queries and keys of a part as the plan says. The kernels
 // know one rotation of keys and, by distance, two of queries.
@@ -36,7 +39,9 @@ func (c *DeviceCall) position(p *Part) error {
 	if err != nil {
 		return err
 	}
-	if far != nil {
+	if turn, one := oneTurn(plan, near, far); one && c.lane.Device.TurnsWhileAttending(turn) {
+		p.positions.turn, p.positions.border = &turn, border
+	} else if far != nil {
 		turned, err := c.turn(p.Query, p.Offset, p.Sequences, border, plan, far.Query)
 		if err != nil {
 			return err
@@ -48,6 +53,19 @@ func (c *DeviceCall) position(p *Part) error {
 	}
 	p.Key, err = c.turn(p.Key, 0, keySequences(p.Sequences), 0, plan, near.Key)
 	return err
+}
+
+// oneTurn is what makes far queries of near ones, if it is the same for all of
+// them and the near ones arrived as they are.
+func oneTurn(plan *core.PositionPlan, near, far *core.Band) (cuda.Turn, bool) {
+	if far == nil || !near.Query.IsIdentity() || !slices.Equal(plan.InvFreq, plan.AppliedInvFreq) || far.Query != core.Shift(far.Query.Offset) {
+		return cuda.Turn{}, false
+	}
+	turn := cuda.Turn{Interleaved: plan.Interleaved, Angles: make([]float64, len(plan.InvFreq))}
+	for i, frequency := range plan.InvFreq {
+		turn.Angles[i] = frequency * far.Query.Offset
+	}
+	return turn, true
 }
 
 // bands are the one or two bands that pairs of the part lie in, and the

@@ -115,6 +115,35 @@ func TestBandsOfAPart(t *testing.T) {
 	}
 }
 
+// One turn makes the far queries of near ones only where all of them move alike, from where they arrived.
+func TestOneTurn(t *testing.T) {
+	frequencies := []float64{1, .1, .01}
+	for name, c := range map[string]struct {
+		near, far core.Rule
+		applied   []float64
+		one       bool
+	}{
+		"shifted":           {core.Identity(), core.Shift(-40), frequencies, true},
+		"near too":          {core.Shift(3), core.Shift(-40), frequencies, false},
+		"grouped":           {core.Identity(), core.Rule{Scale: 1, Offset: -40, Group: 4}, frequencies, false},
+		"constant":          {core.Identity(), core.Rule{Offset: 40}, frequencies, false},
+		"limited":           {core.Identity(), core.Rule{Scale: 1, Limit: 100}, frequencies, false},
+		"other frequencies": {core.Identity(), core.Shift(-40), []float64{1, .1, .02}, false},
+	} {
+		plan := &core.PositionPlan{InvFreq: frequencies, AppliedInvFreq: c.applied, Interleaved: true}
+		turn, one := oneTurn(plan, &core.Band{Query: c.near}, &core.Band{Query: c.far})
+		if one != c.one {
+			t.Errorf("%s: one turn is %v, want %v", name, one, c.one)
+		}
+		if one && (!turn.Interleaved || len(turn.Angles) != 3 || turn.Angles[1] != -4) {
+			t.Errorf("%s: %+v, want angles of -40 positions", name, turn)
+		}
+	}
+	if _, one := oneTurn(&core.PositionPlan{}, &core.Band{Query: core.Identity()}, nil); one {
+		t.Error("a plan of one band has a turn")
+	}
+}
+
 func TestPartsOfACall(t *testing.T) {
 	whole := deviceCall(t, 300, 300)
 	if !uniform(whole, whole.Extents()) {

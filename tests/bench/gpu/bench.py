@@ -61,29 +61,36 @@ def sustained(f, seconds=1.0, card=None):
     return sorted(times)[len(times) // 2]
 
 
-def in_turn(calls, seconds=.15, rounds=6):
-    """Milliseconds of each of several calls, blocks of each in turn, so that all have one clock."""
-    times = [max(3, int(1000 * seconds / driver.median_ms(f, 3, 1))) for f in calls]
-    blocks = [[] for _ in calls]
-    for _ in range(rounds):
-        for f, n, out in zip(calls, times, blocks):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def ratios(base, calls, block_ms=12, rounds=20):
+    """Times of calls over that of base, which runs right before and after each, in blocks that share a clock; medians."""
+    count, out = max(2, int(block_ms / driver.median_ms(base, 3, 1))), [[] for _ in calls]
+
+    def block(f):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        f()
+        begin.record()
+        for _ in range(count):
             f()
-            begin.record()
-            for _ in range(n):
-                f()
-            end.record()
-            end.synchronize()
-            out.append(begin.elapsed_time(end) / n)
-    return [sorted(x[1:])[len(x) // 2 - 1] for x in blocks]  # the first round warms the card
+        end.record()
+        return begin, end
+    for _ in range(rounds):
+        marks = [block(base)]
+        for f in calls:
+            marks += [block(f), block(base)]
+        torch.cuda.synchronize()
+        ms = [a.elapsed_time(b) for a, b in marks]
+        for i, x in enumerate(out):
+            x.append(2 * ms[2 * i + 1] / (ms[2 * i] + ms[2 * i + 2]))
+    return [sorted(x[2:])[len(x) // 2 - 1] for x in out]  # the first rounds warm the card
 
 
 def string_costs(string, q, k, v, out, lse, mask, plain):
-    """What a second rotation costs the attention kernel; `aligned`: with the border on a multiple of 128."""
+    """What a second rotation, which the kernel makes, costs it; `aligned`: with the border on a multiple of 128."""
     n = q.shape[2]
     borders = (n // 3, n // 3 // TILE * TILE)
-    ms = in_turn([plain] + [string.prepare(q, k, v, out, lse, mask, q2=q, band=b) for b in borders])
-    return dict(string_cost=ms[1] / ms[0] - 1, string_cost_aligned=ms[2] / ms[0] - 1)
+    angles = [(TILE - n // 3) * 500000.0 ** (-i / 64) for i in range(64)]
+    cost = ratios(plain, [string.prepare(q, k, v, out, lse, mask, angles=angles, band=b) for b in borders], rounds=10 if n > 32768 else 20)
+    return dict(string_cost=cost[0] - 1, string_cost_aligned=cost[1] - 1)
 
 
 def tflops(tiles, ms, d=D):
@@ -145,7 +152,7 @@ def flex_peer(q, k, v, mask):
 
 
 def kernels(quick, peers):
-    attend, string = driver.Attend(), driver.Attend(bands=True)
+    attend, string = driver.Attend(), driver.Attend(bands=True, turn=4)
     for n in (8192, 32768) if quick else (8192, 32768, 131072):
         q, k, v = make(n)
         out, lse, nb = torch.empty_like(q), torch.empty(1, H, n, device="cuda"), n // TILE

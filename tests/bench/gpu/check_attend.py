@@ -1,4 +1,5 @@
 """The attention kernels against float32 on random inputs; every output is poisoned before the run, and so is all padding."""
+import math
 import random
 
 import torch
@@ -23,6 +24,23 @@ def reference(q, k, v, keep, scale, softcap=0.0, sinks=None, q2=None, far=None):
         lse = torch.logaddexp(lse, sinks[None, :, None].expand_as(lse))
     p = torch.where(torch.isinf(lse)[..., None], torch.zeros_like(s), torch.exp(s - lse[..., None]))
     return p @ vf, lse
+
+
+def turned(q, angles, interleaved):
+    """q with each pair of columns turned by its angle, as the kernel rounds it."""
+    pairs, x = len(angles), q.float()
+    c, s = (torch.tensor([f(a) for a in angles], device="cuda") for f in (math.cos, math.sin))
+    a, b = (x[..., 0:2 * pairs:2], x[..., 1:2 * pairs:2]) if interleaved else (x[..., :pairs], x[..., pairs:2 * pairs])
+    u, w = a * c - b * s, a * s + b * c
+    return torch.cat([torch.stack([u, w], -1).flatten(-2) if interleaved else torch.cat([u, w], -1), x[..., 2 * pairs:]], -1).to(q.dtype)
+
+
+def turn(d, seed):
+    """Angles for a turn that the kernel makes itself, and the kernel's TURN: of half or all columns, halves apart or neighbours."""
+    halves = [p for p in (d // 2, d // 4) if p % 16 == 0]
+    interleaved = seed % 4 == 1 or not halves
+    pairs = (d // 2, d // 4 - 1)[seed % 2] if interleaved else halves[seed % len(halves)]
+    return [-300.0 * 10000.0 ** (-i / pairs) for i in range(pairs)], driver.turn_steps(pairs, interleaved)
 
 
 def cases(count=64, seed=7):
@@ -63,11 +81,17 @@ def run_case(c, kernels, kind=driver.Attend):
     q, k, v = make(h, n, c["gain"]), make(hkv, m), make(hkv, m)
     e = set(c["extra"].split())
     key = (driver.compiled_dim(d), c["fp16"]) + tuple(x in e for x in ("bands", "window", "softcap", "sinks"))
+    q2, angles, steps = make(h, n, c["gain"]) if "bands" in e else None, None, None
+    if q2 is not None and kind is driver.Attend and c["seed"] % 3:
+        angles, steps = turn(d, c["seed"])
+        key += (steps,)
     if key not in kernels:
         kernels[key] = kind(d, c["fp16"], *key[2:])
     band = c.get("band", max(1, m // 3)) if "bands" in e else 0
     window = max(1, m // 2) if "window" in e else 0
-    q2 = make(h, n, c["gain"]) if "bands" in e else None
+    second = {} if q2 is None else dict(q2=q2)
+    if angles:
+        q2, second = turned(q, angles, steps == 0), dict(angles=angles)
     softcap = 3.0 if "softcap" in e else 0.0
     sinks = torch.randn(h, device="cuda") if "sinks" in e else None
     qpos = torch.arange(n, device="cuda")[:, None] + c["offset"]
@@ -92,7 +116,7 @@ def run_case(c, kernels, kind=driver.Attend):
     out = make(h, n)
     out.fill_(POISON)
     lse = torch.full((b, h, n), POISON, device="cuda")
-    kernels[key].prepare(q, k, v, out, lse, mask, q2=q2, sinks=sinks, q_offset=c["offset"], band=band, window=window, softcap=softcap)()
+    kernels[key].prepare(q, k, v, out, lse, mask, sinks=sinks, q_offset=c["offset"], band=band, window=window, softcap=softcap, **second)()
     torch.cuda.synchronize()
     ref, ref_lse = reference(q, k, v, keep, d ** -0.5, softcap, sinks, q2, far)
     norm = ref.norm()
@@ -155,6 +179,10 @@ def batched(seed, kernels, kind=driver.Attend):
     for qs, nq, ks, nk, off, box in rows:
         for x, s, n in ((q, qs, nq), (q2, qs, nq), (k, ks, nk), (v, ks, nk)):
             x[box, :, s:s + n] = torch.randn(x.shape[1], n, d, device="cuda").bfloat16()
+    second, steps = dict(q2=q2 if bands else None), None
+    if bands and kind is driver.Attend and seed // 4 % 2:
+        angles, steps = turn(d, seed)
+        q2, second = turned(q, angles, steps == 0), dict(angles=angles)
     out, lse = torch.full_like(q, UNTOUCHED), torch.full((b, h, tq), UNTOUCHED, device="cuda")
     table = driver.aligned(rows, kind.align)
     stored = driver.store_table(table.tolist())
@@ -173,10 +201,10 @@ def batched(seed, kernels, kind=driver.Attend):
                 tiles[i, :, x, last] = True
             kept[i] = tiles[i].repeat_interleave(128, 1)[:, off % 128:off % 128 + nq].repeat_interleave(128, 2)[:, :, :nk]
         mask = driver.csr(tiles)
-    key = (driver.compiled_dim(d), False, bands, False, False, False)
+    key = (driver.compiled_dim(d), False, bands, False, False, False) + (() if steps is None else (steps,))
     if key not in kernels:
-        kernels[key] = kind(d, bands=bands)
-    kernels[key].prepare(q, k, v, out, lse, mask, sequences=stored, q2=q2 if bands else None, band=band)()
+        kernels[key] = kind(*key)
+    kernels[key].prepare(q, k, v, out, lse, mask, sequences=stored, band=band, **second)()
     torch.cuda.synchronize()
     worst, owned = 0.0, torch.zeros(b, tq, dtype=torch.bool, device="cuda")
     for i, (qs, nq, ks, nk, off, box) in enumerate(rows):

@@ -1,6 +1,7 @@
 """libnvrtc and libcuda through ctypes: compiles the kernels of hardware/cuda/src and launches them on torch tensors."""
 import ctypes as C
 import glob
+import math
 import os
 import time
 
@@ -81,11 +82,13 @@ def variants(full=True):
     specs = [("flexindex_select.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])] + [("flexindex_scores_plain.cu", x, "sm_90a") for x in ([], ["FP16"], ["FLOAT_INPUT"])]
     specs += [("select_mask.cu", [], "sm_90a"), ("table.cu", [], "sm_90a"), ("rotate.cu", [], "sm_90a"), ("rotate.cu", ["FP16"], "sm_90a")]
     every = [[], ["BANDS"], ["WINDOW"], ["SOFTCAP"], ["SINKS"], ["BANDS", "WINDOW"], ["BANDS", "WINDOW", "SOFTCAP", "SINKS"]]
+    turns = {64: (0, 1, 2), 128: (0, 2, 3, 4)}
     for half in ([], ["FP16"]):
         specs += [(x, ["STRIDE=%d" % s] + half, "sm_90a") for s in (8, 16) for x in ("xattention.cu", "xattention_sm90.cu")]
         for d in (64, 128):
             base = ["HEAD_DIM=%d" % d] + half
             specs += [("flexindex_scores_sm90.cu", half + ["HEAD_DIM=%d" % d], "sm_90a"), ("flashprefill.cu", base, "sm_90a"), ("flashprefill_sm90.cu", base, "sm_90a")]
+            specs += [("attend_sm90.cu", base + f + ["TURN=%d" % x], "sm_90a") for f in ([["BANDS"], ["BANDS", "WINDOW"]] if full else []) for x in turns[d]]
             for f in every if full else [[]]:
                 on = ["HEAD_DIM=%d" % d] + half + f
                 specs += [("attend_sm90.cu", on, "sm_90a"), ("attend_sm80.cu", on, "sm_90a"), ("decode.cu", on, "sm_90a")]
@@ -178,6 +181,25 @@ class AttendArgs(C.Structure):
                 + [("scale", C.c_float), ("softcap", C.c_float)])
 
 
+class AttendTurnArgs(C.Structure):
+    _fields_ = [("a", AttendArgs), ("turn", C.c_float * 2 * 64)]
+
+
+def turn_args(a, angles):
+    """With a turn of each pair of columns by its angle."""
+    x = AttendTurnArgs(a=a)
+    for i in range(64):
+        angle = angles[i] if i < len(angles) else 0.0
+        x.turn[i][0], x.turn[i][1] = math.cos(angle), math.sin(angle)
+    return x
+
+
+def turn_steps(pairs, interleaved):
+    """The kernel's TURN."""
+    assert interleaved or pairs % 16 == 0
+    return 0 if interleaved else pairs // 16
+
+
 def compiled_dim(d):
     return 64 if d <= 64 else 128
 
@@ -189,13 +211,13 @@ def aligned(sequences, step=128):
 
 
 class Attend:
-    """One compiled variant of attend_sm90.cu."""
+    """One compiled variant of attend_sm90.cu; turn: its TURN."""
 
-    def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, extra=(), cubin=None, source="attend_sm90.cu"):
-        on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks)]
+    def __init__(self, head_dim=128, fp16=False, bands=False, window=False, softcap=False, sinks=False, turn=None):
+        on = [("FP16", fp16), ("BANDS", bands), ("WINDOW", window), ("SOFTCAP", softcap), ("SINKS", sinks), ("TURN=%s" % turn, turn is not None)]
         head_dim = compiled_dim(head_dim)
-        self.module = Module(source, ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x] + list(extra), cubin=cubin)
-        self.shared = (6 + bands) * 128 * head_dim * 2 + 1024 + 1024
+        self.module = Module("attend_sm90.cu", ["HEAD_DIM=%d" % head_dim] + [n for n, x in on if x])
+        self.shared = (6 + bands) * 128 * head_dim * 2 + 1024 + 1024 * (1 if turn is None else 2)
         self.f = self.module.function("attend", self.shared)
         self.counter = torch.zeros(2, dtype=torch.int32, device="cuda")
         self.sms = torch.cuda.get_device_properties(0).multi_processor_count
@@ -219,14 +241,16 @@ class Attend:
                        kv_heads=k.shape[1], q_blocks=nb, q_len=n, k_len=k.shape[2], q_offset=q_offset, skip=skip, head_dim=d, k_rows=k.shape[2],
                        band=band, window=window, scale=d ** -0.5 if scale is None else scale, softcap=softcap)
 
-    def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, **numbers):
-        """q, k, v, out as [batch, heads, n, head_dim]; mask = (row_ptr, cols). Returns a function that launches."""
+    def prepare(self, q, k, v, out, lse, mask=None, q2=None, sequences=None, sinks=None, angles=None, **numbers):
+        """q, k, v, out as [batch, heads, n, head_dim]; mask = (row_ptr, cols); with bands q2, or the angles that turn q into it.
+        Returns a function that launches."""
         a = self.arguments(q, k, v, out, lse, mask, sequences, sinks, **numbers)
         maps = [tensor_map(q, 128), tensor_map(q if q2 is None else q2, 128), tensor_map(k, 128), tensor_map(v, 128), tensor_map(out, 16)]
         grid = (min(self.sms, a.batch * a.q_heads * a.q_blocks),)
         tensors = dict(q=q, q2=q if q2 is None else q2, k=k, v=v)
         hold = (out, lse, mask, sequences, sinks)
-        return lambda _hold=hold: self.start(grid, maps, a, tensors)
+        args = a if angles is None else turn_args(a, angles)
+        return lambda _hold=hold: self.start(grid, maps, args, tensors)
 
     def start(self, grid, maps, a, tensors):
         launch(self.f, grid, 384, self.shared, maps + [a])

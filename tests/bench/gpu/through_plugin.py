@@ -10,6 +10,7 @@ device    time between the first and the last of many calls that were queued beh
           host does not count; the events by which processes wait for each other do
 steady    the same without the long kernel: what a model sees
 gap       steady - device, over device; the card's clock falls under steady work, which counts here
+cost      of STRING, of a whole call
 alone     the dense kernel of 8k in this process, half a second at a time in turn with as much through the plugin, so
           that both have the card's clock of steady work
 """
@@ -23,7 +24,9 @@ import time
 from typing import Any, Callable
 
 import torch
+import bench
 import driver
+import inputs
 import trivium
 
 DEVICE = "cuda:0"
@@ -132,6 +135,21 @@ def beside_alone(n: int = 8192, seconds: float = 0.5, rounds: int = 5) -> dict[s
     return {"name": f"dense {n} at the clock of steady work", **medians, "gap_us": round(1000 * (medians["through_ms"] - medians["alone_ms"]), 1)}
 
 
+def string_costs(rounds: int = 12) -> list[dict[str, Any]]:
+    """What STRING, its border at a third, costs a whole call: over the same call without it, right before and after it."""
+    rows = []
+    for n, density in ((8192, None), (8192, 0.1), (32768, None), (32768, 0.1), (131072, None)):
+        q, k, v = make(n)
+        options: dict[str, Any] = {} if density is None else {"mask": inputs.synthetic_mask(n, density).repeat_interleave(4, 0).cpu().numpy(), "block_size": 128}
+        plain = lambda: trivium.attention(q, k, v, layout="bnhd", strategy="dense", **options)  # noqa: E731
+        position = trivium.position("string", train_length=n)
+        string = lambda: trivium.attention(q, k, v, layout="bnhd", strategy="dense", position=position, rope_theta=5e5, **options)  # noqa: E731
+        cost = bench.ratios(plain, [string], rounds=rounds if n < 131072 else 5)
+        rows.append({"name": f"cost of string, {n}, {'dense' if density is None else density}", "cost": round(cost[0] - 1, 4)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json")
@@ -152,6 +170,7 @@ def main() -> None:
     show(row)
     rows.append(beside_alone())
     print(rows[-1])
+    rows += string_costs()
     if target:
         with open(target, "w") as file:
             json.dump(rows, file, indent=1)
