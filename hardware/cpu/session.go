@@ -64,8 +64,13 @@ func (s *session) prepare(ctx context.Context) error {
 }
 
 func (s *session) Precision() hardware.Precision {
-	if C.trivium_halves(s.kernels, s.problem) != 0 {
-		return hardware.High
+	if C.trivium_halves(s.kernels, s.problem) == 0 {
+		return hardware.Highest
+	}
+	for _, keys := range s.keys {
+		if keys[0].packed != nil { // few rows read each key once, and multiply it in float32
+			return hardware.High
+		}
 	}
 	return hardware.Highest
 }

@@ -53,6 +53,18 @@ def test_dense_is_exact(name: str, rng: np.random.Generator) -> None:
     check(out, lse, reference.attention(q, k, v, **call))
 
 
+@pytest.mark.parametrize(
+    "chosen", [{"strategy": "dense", "precision": "high"}, {"strategy": trivium.attention("dense", precision="high")}], ids=["call", "strategy"]
+)
+def test_high_precision(chosen: dict[str, Any], rng: np.random.Generator) -> None:
+    q, k, v = tensors(rng)
+    out, lse, report = trivium.attention(q, k, v, return_lse=True, return_report=True, **chosen)
+    assert report.precision == ("high" if report.backend == "cpu:amx" else "highest")
+    check(out, lse, reference.attention(q, k, v), 6e-5 if report.precision == "high" else 1e-5)
+    assert trivium.attention(q, k, v, strategy="dense", return_report=True)[1].precision == "highest"
+    assert trivium.select(q, k, strategy=trivium.attention("streaming", precision="high")).density <= 1
+
+
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_dtypes(dtype: torch.dtype, tolerance: float, rng: np.random.Generator) -> None:
     q, k, v = (x.to(dtype) for x in tensors(rng))

@@ -71,6 +71,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "NaN scale": (lambda: attend(scale=float("nan")), trivium.InvalidArgument, "scale"),
     "zero window": (lambda: attend(window=0), trivium.InvalidArgument, "window"),
     "negative softcap": (lambda: attend(softcap=-1), trivium.InvalidArgument, "softcap"),
+    "precision": (lambda: attend(precision="medium"), trivium.InvalidArgument, '"highest" or "high"'),
     "too few sinks": (lambda: attend(sinks=[1.0]), trivium.InvalidArgument, "4 query heads"),
     "negative offset": (lambda: attend(q_offset=-1), trivium.InvalidArgument, "q_offset"),
     "offsets for another batch": (lambda: attend(q_offset=[0, 0]), trivium.InvalidArgument, "q_offset"),

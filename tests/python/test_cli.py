@@ -36,6 +36,7 @@ def test_doctor() -> None:
     found = json.loads(done.stdout)
     assert done.returncode == 0 and not found["problems"]
     assert found["machine"]["kernels"].startswith("cpu:")
+    assert ("not available" in found["machine"]["precision high"]) == (found["machine"]["kernels"] != "cpu:amx")
 
 
 def test_merge(tmp_path: Path) -> None:

@@ -43,6 +43,15 @@ def test_exit_restores_everything(model: Any) -> None:
     assert vars(model.config) == config
 
 
+def test_patch_passes_the_precision_on(model: Any) -> None:
+    ids = tokens(2, 70)
+    want = logits(model, ids)
+    with trivium.hf.patch(model, attention="dense", precision="high"):
+        torch.testing.assert_close(logits(model, ids), want, rtol=1e-3, atol=1e-3)
+    with trivium.hf.patch(model, attention="dense", precision="medium"), pytest.raises(trivium.InvalidArgument, match="precision"):
+        logits(model, ids)
+
+
 def test_exception_restores_everything(model: Any) -> None:
     before = state(model)
     with pytest.raises(RuntimeError, match="from inside"):

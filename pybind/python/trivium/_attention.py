@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trivium._cuda import Lease
 
 Layout = Literal["bhnd", "bnhd"]
+Precision = Literal["highest", "high"]
 Bound = Literal["normal", "proven"]
 Tensor = Any  # numpy, torch (CPU or CUDA), or anything with __dlpack__ or __arrow_c_array__
 
@@ -55,6 +56,7 @@ def attention(
     cu_seqlens: Sequence[int] | None = ...,
     window: int | None = ...,
     softcap: float | None = ...,
+    precision: Precision | None = ...,
     sinks: Sequence[float] | npt.NDArray[Any] | None = ...,
     inv_freq: Sequence[float] | npt.NDArray[Any] | None = ...,
     rope_theta: float | None = ...,
@@ -92,6 +94,7 @@ def attention(
     cu_seqlens: Sequence[int] | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    precision: Precision | None = None,
     sinks: Sequence[float] | npt.NDArray[Any] | None = None,
     inv_freq: Sequence[float] | npt.NDArray[Any] | None = None,
     rope_theta: float | None = None,
@@ -147,6 +150,11 @@ def attention(
         Keys at this distance or farther are not seen.
     softcap : float, optional
         Scores become ``softcap * tanh(score / softcap)``.
+    precision : {"highest", "high"}, optional
+        Of products of float32, in the words of ``torch.set_float32_matmul_precision``.
+        ``"highest"``, the default, makes them in float32. ``"high"`` permits three products
+        of bfloat16 halves where those are faster, which is on CPUs with AMX: each is off
+        by 2^-15 of itself at most. The report says which were made.
     sinks : float [q_heads], optional
         A logit for each head that joins the softmax without a value.
     layout : {"bhnd", "bnhd"}
@@ -186,9 +194,11 @@ def attention(
     if isinstance(q, str):
         if k is not None or v is not None:
             raise InvalidArgument("a strategy name and tensors: want either", hint="pass strategy= for the name")
-        return Attention(q, params)
+        return Attention(q, params if precision is None else {**params, "precision": precision})
     if k is None or v is None:
         raise InvalidArgument("query, key and value are needed")
+    strategy, own_precision = _apart(strategy)
+    precision = precision or own_precision
     if mask is not None and not isinstance(mask, BlockMask):
         mask = np.ascontiguousarray(mask)  # held until the call has ended
     engine = engine or default_engine()
@@ -197,7 +207,7 @@ def attention(
         known = _again.key(
             (q, k, v), strategy, position, (q_offset, k_start, k_end, cu_seqlens),
             (engine.handle, str(params) if params else "", block_size, layout, causal, window, scale, softcap, seed, threads, rope_theta,
-             return_lse, probe_rows, bound, delta),
+             return_lse, probe_rows, bound, delta, precision),
         )  # fmt: skip
     if known is not None:
         made = _again.attend(known, (q, k, v), -1 if layer is None else layer, _lse_shape(q.shape, layout) if return_lse else None)
@@ -221,6 +231,8 @@ def attention(
         engine, strategy, inputs, layout, position, inv_freq, rope_theta, q_offset, k_start, k_end, cu_seqlens,
         scale, causal, window, softcap, sinks, mask, block_size, probe_rows, threads, seed, layer, params,
     )
+    if precision is not None:
+        request["precision"] = str(precision)
     if bound != "normal":
         request["bound"] = str(bound)
     if delta is not None:
@@ -285,6 +297,7 @@ def select(
         Every visible tile when the strategy chose to attend to everything.
     """
     engine = engine or default_engine()
+    strategy, _ = _apart(strategy)
     prototype = _prototype(strategy, params)
     if prototype is not None:
         mask, _ = _chosen(prototype, None, q, k, layout, causal, q_offset, k_start, k_end, cu_seqlens, None)
@@ -300,6 +313,15 @@ def select(
     )
     result = _run("select", request, timeout, lease)
     return BlockMask._from_result(result["mask"], causal)
+
+
+def _apart(strategy: str | Attention) -> tuple[str | Attention, Precision | None]:
+    """A strategy and the precision among its parameters, which is the call's and none of its own."""
+    if not isinstance(strategy, Attention) or "precision" not in strategy.params:
+        return strategy, None
+    params = dict(strategy.params)
+    precision = params.pop("precision")
+    return Attention(strategy.strategy, params), precision
 
 
 def _prototype(strategy: str | Attention, params: dict[str, Any]) -> Any:

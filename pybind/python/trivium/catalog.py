@@ -142,15 +142,16 @@ def stats() -> dict[str, Any]:
     return {**default_engine().stats(), "device_bytes_copied": 0 if cuda is None else cuda.copied_bytes()}
 
 
-def _kernels() -> str:
-    """The backend that a call really runs on."""
+def _kernels() -> dict[str, str]:
+    """The backend that a call really runs on, and what it makes of ``precision="high"``."""
     import numpy as np
 
     from trivium._attention import attention
 
-    x = np.ones((1, 1, 16, 16), dtype=np.float32)
-    backend: str = attention(x, x, x, strategy="dense", return_report=True)[1].backend
-    return backend
+    x = np.ones((1, 1, 64, 16), dtype=np.float32)
+    report = attention(x, x, x, strategy="dense", precision="high", return_report=True)[1]
+    halves = report.precision == "high"
+    return {"kernels": report.backend, "precision high": "halves of bfloat16" if halves else "not available: computed as highest"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def doctor() -> Doctor:
     started: list[dict[str, Any]] = []
     try:
         checked = _bridge.run("doctor", {"engine": default_engine().handle}, timeout=60)
-        machine = {**checked["machine"], "kernels": _kernels()}
+        machine = {**checked["machine"], **_kernels()}
         started = checked["plugins"]
         machine.update(_devices(started))
         problems += [f"{p['name']}: {p['error']}" for p in started if p.get("error")]

@@ -73,6 +73,9 @@ class Report:
         Kept tiles over all (causal) tiles, over all heads.
     coverage : float or None
         Attention mass kept, mean over heads; None: not measured (pass ``probe_rows=``).
+    precision : str
+        Of the products of float32 and float16 that were made: "highest" or "high", as
+        ``precision=`` says; empty: not known, as on a GPU.
     heads : tuple of HeadReport
         By sequence and query head.
     notes : tuple of str
@@ -90,6 +93,7 @@ class Report:
     heads: tuple[HeadReport, ...] = ()
     notes: tuple[str, ...] = ()
     mask: BlockMask | None = None
+    precision: str = ""
 
     @property
     def proven(self) -> float | None:
@@ -133,4 +137,5 @@ class Report:
             heads=tuple(HeadReport(**h) for h in result.get("heads", ())),
             notes=tuple(result.get("notes", ())),
             mask=mask,
+            precision=result.get("precision", ""),
         )

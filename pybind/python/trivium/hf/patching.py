@@ -48,7 +48,8 @@ def patch(
         from ``trivium-position.json`` beside the model where neither is given
         and ``trivium effective-length`` left that file there.
     **params
-        Parameters of the attention strategy, when it is one for all layers.
+        Parameters of the attention strategy, when it is one for all layers, and
+        ``precision=`` as :func:`trivium.attention` takes it.
 
     Examples
     --------
