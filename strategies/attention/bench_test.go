@@ -14,8 +14,8 @@ import (
 	"github.com/trivium-ml/trivium/strategies/internal/request"
 )
 
-// BenchmarkSelect times the choice of blocks alone, packing aside, in percent of
-// attending to everything: of the processor time, which other programs on the
+// BenchmarkSelect times the choice of blocks alone, in percent of attending to
+// everything, with the packing of keys, which attending then finds done: of the processor time, which other programs on the
 // machine do not count into.
 func BenchmarkSelect(b *testing.B) {
 	backend, err := cpu.Open("")
