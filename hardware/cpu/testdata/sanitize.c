@@ -54,7 +54,7 @@ static void draw(shape *s) {
     s->problem = (trivium_problem){
         .band = s->band, .cancel = &s->cancel, .scale = 1 / sqrtf((float)dim), .softcap = below(3) ? 0 : 20, .window = below(3) ? 0 : 1 + below(200),
         .causal = below(2), .bands = 1 + two, .key_dim = dim, .value_dim = value_dim, .half = half, .interleaved = below(2),
-        .query_variants = 1 + two, .key_variants = 1, .dtype = dtype};
+        .query_variants = 1 + two, .key_variants = 1, .dtype = dtype, .high = dtype == TRIVIUM_FLOAT32};
     s->band[0] = (trivium_band){1, INT64_MIN, two ? border : INT64_MAX, 0, 0};
     s->band[1] = (trivium_band){1, border, INT64_MAX, 1, 0};
     s->query_rotation[0] = (trivium_rotation){NULL, 0};
