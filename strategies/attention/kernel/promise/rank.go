@@ -76,7 +76,7 @@ func (h *Head) rank(probes []Probe, part []int32, parts int) []ranks {
 	}
 	n := h.QueryBlocks * h.KeyBlocks
 	level := h.bytes(choices * n)
-	h.Ranker.Levels(t, level)
+	h.Levels(t, level)
 	all := make([]ranks, choices)
 	for i := range all {
 		all[i] = ranks{columns: h.KeyBlocks, level: level[i*n : (i+1)*n]}
