@@ -181,7 +181,7 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
     float *out = a->out + (long)r * a->out_stride;
     float top = a->top[r] * a->tile.unit, sink = c->partial ? -INFINITY : c->sink * LOG2_E;
     float sum = vf_total(vf_load(a->sum + r * LANES)), scale = 0, lse = -INFINITY;
-    if (top > -INFINITY || top != top) {
+    if (top > -INFINITY || sum != sum) { // a maximum passes over NaN, a sum does not
         float highest = fmaxf(top, sink), shrink = 1, total = sum;
         if (sink > -INFINITY) {
             shrink = exp2_scalar(top - highest);
@@ -189,7 +189,7 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
         }
         scale = shrink / total;
         if (c->partial || c->lse) lse = (float)(((double)highest + log2f(total)) * LOG_2);
-        if (top != top) scale = lse = top;
+        if (total != total) scale = lse = total;
     }
     if (c->partial) {
         int dim = a->tile.problem->value_dim;

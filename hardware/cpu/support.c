@@ -51,8 +51,12 @@ void trivium_merge(const trivium_attend *a, int64_t parts) {
     for (int64_t r = 0; r < a->rows; r++) {
         const float *part = a->partial + r * stride;
         double top = -INFINITY, sum = 0, out[256] = {0};
-        for (int64_t i = 0; i < parts; i++) top = fmax(top, part[i * part_stride + dim]);
-        int empty = top == -INFINITY;
+        int empty = 1;
+        for (int64_t i = 0; i < parts; i++) {
+            double lse = part[i * part_stride + dim];
+            empty &= lse == -INFINITY;
+            top = fmax(top, lse); // passes over NaN, which the sum does not
+        }
         top = fmax(top, a->sink);
         for (int64_t i = 0; i < parts && !empty; i++) {
             double weight = exp(part[i * part_stride + dim] - top);
