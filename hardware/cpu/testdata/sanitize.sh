@@ -20,5 +20,8 @@ done
 # shellcheck disable=SC2086 # lists of words
 $cc -std=gnu11 -O1 -g -fno-omit-frame-pointer ${SANITIZE--fsanitize=address,undefined -fno-sanitize-recover=all} \
     -I"$here/../../table" "$here/sanitize.c" $sources -lm -o "$build/sanitize"
+# Frames that outlive their function are kept apart by gcc 13 at addresses that vectors of 64 bytes cannot
+# be stored at (its bug 110027): it would find a crash that is not ours.
+export ASAN_OPTIONS="detect_stack_use_after_return=0:${ASAN_OPTIONS-}"
 # shellcheck disable=SC2086
 ${RUN:-} "$build/sanitize" "${1:-1}" "${2:-60}"
