@@ -21,7 +21,7 @@ FUZZ := core/checkpoint:FuzzHeader core/checkpoint:FuzzUnpickle core/checkpoint:
 FUZZTIME ?= 20s
 EXAMPLES := dilated-window shrunk-positions
 
-.PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench neon clean
+.PHONY: demo test check gen gen-check format-check lint vet go-test race fuzz examples wheel testenv types pytest compat docs notebooks bench neon amx clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/trivium demo
@@ -76,6 +76,10 @@ fuzz:
 # The arm64 kernels on any machine: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 neon:
 	CC=aarch64-linux-gnu-gcc RUN='qemu-aarch64 -L /usr/aarch64-linux-gnu' SANITIZE= hardware/cpu/testdata/sanitize.sh 20260 60
+
+# The kernels of AMX on a machine with AVX512-BF16 and without AMX, their tiles in memory.
+amx:
+	CGO_CFLAGS='-O2 -DTRIVIUM_EMULATED_TILES' go test -count 1 -timeout 60m ./hardware/cpu ./strategies/attention/...
 
 # Plugins in modules of their own, by the same suite that their authors run. The one in Python is pytest's.
 examples:

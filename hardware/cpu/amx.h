@@ -1,4 +1,8 @@
 // Tiles of AMX, for the files of kernels that multiply with them.
+#ifdef TRIVIUM_EMULATED_TILES
+#include "emulated_tiles.h"
+#endif
+
 static const struct __attribute__((packed)) {
     uint8_t palette, start, reserved[14];
     uint16_t row_bytes[16];

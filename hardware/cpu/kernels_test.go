@@ -37,7 +37,19 @@ func TestAMXAvailable(t *testing.T) {
 			return // the other tests cover it
 		}
 	}
-	t.Skip("this machine has no AMX-BF16: its kernels are compiled and not run")
+	t.Skip("this machine has no AMX-BF16: its kernels are compiled and not run, but by TestAMXEmulated")
+}
+
+// The kernels of AMX with its tiles in memory, on a machine that has the rest of what they need.
+// `make amx` runs all tests so.
+func TestAMXEmulated(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute")
+	}
+	if isas := Available(); isas[0] != "avx512bf16" {
+		t.Skipf("for machines with AVX512-BF16 and without AMX: this one has %v", isas)
+	}
+	runKernels(t, append(os.Environ(), "DEFINE=-DTRIVIUM_EMULATED_TILES"), "20261", "8")
 }
 
 func runKernels(t *testing.T, environment []string, arguments ...string) {
