@@ -76,6 +76,8 @@ fuzz:
 # The arm64 kernels on any machine: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 neon:
 	CC=aarch64-linux-gnu-gcc RUN='qemu-aarch64 -L /usr/aarch64-linux-gnu' SANITIZE= hardware/cpu/testdata/sanitize.sh 20260 60
+	GOARCH=arm64 CGO_ENABLED=1 CC=aarch64-linux-gnu-gcc go test -count 1 -exec 'qemu-aarch64 -L /usr/aarch64-linux-gnu' \
+		-run 'Levels|Dots|Huge' ./hardware/cpu
 
 # The kernels of AMX on a machine with AVX512-BF16 and without AMX, their tiles in memory.
 amx:

@@ -340,7 +340,8 @@ static void tile_levels_serial(const trivium_levels *c) {
     for (int64_t i = 0; i < c->rows; i++) {
         const float *similarity = c->similarity + i * c->columns;
         double top = -INFINITY, sum = 0;
-        for (int64_t j = c->low[i]; j < c->high[i]; j++) top = fmax(top, similarity[j]);
+        for (int64_t j = c->low[i]; j < c->high[i]; j++)
+            if (similarity[j] > top) top = similarity[j];
         for (int64_t j = c->low[i]; j < c->high[i]; j++) sum += exp(similarity[j] - top);
         for (int choice = 0; choice < choices; choice++)
             for (int64_t j = c->low[i]; j < c->high[i]; j++) {

@@ -55,7 +55,7 @@ void trivium_merge(const trivium_attend *a, int64_t parts) {
         for (int64_t i = 0; i < parts; i++) {
             double lse = part[i * part_stride + dim];
             empty &= lse == -INFINITY;
-            top = fmax(top, lse); // passes over NaN, which the sum does not
+            if (lse > top) top = lse; // passes over NaN, which the sum does not
         }
         top = fmax(top, a->sink);
         for (int64_t i = 0; i < parts && !empty; i++) {
