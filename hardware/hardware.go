@@ -297,6 +297,14 @@ type TileLevels struct {
 	Thresholds    []float32 // rising, positive, at most 254
 }
 
+// Choices is for how many sets of probes levels are made.
+func (t *TileLevels) Choices() int {
+	if t.Parts > 1 {
+		return t.Parts + 1
+	}
+	return 1
+}
+
 // What Mass has behind its probes, and the most parts.
 const (
 	LevelRoom  = 64

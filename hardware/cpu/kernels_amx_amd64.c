@@ -115,23 +115,6 @@ INLINE void step_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_
     _tile_dpbf16ps(3, 5, 7);
 }
 
-// Asks for a share of a tile's keys in their first variant.
-static inline void prefetch_keys(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
-    const char *key = (const char *)key_panel(p, k, 0, k0);
-    long lines = keys * padded_dim(p) / 32;
-    for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) __builtin_prefetch(key + 64 * i, 0, 2);
-}
-
-// Asks for a share of a tile's keys and values: products are fast enough to
-// wait for them otherwise.
-static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
-    const char *key = (const char *)key_panel(p, k, 0, k0), *value = (const char *)value_row(p, k, k0 / TILE * TILE);
-    long key_lines = keys * padded_dim(p) / 32, value_lines = (long)TILE * value_panels(p) / 2;
-    for (long i = key_lines * part / parts; i < key_lines * (part + 1) / parts; i++) __builtin_prefetch(key + 64 * i, 0, 2);
-    for (long i = value_lines * part / parts; i < value_lines * (part + 1) / parts; i++) __builtin_prefetch(value + 64 * i, 0, 2);
-}
-
-
 #include "tiles.h"
 
 // Problems that are not bfloat16: halves of it are several times as fast as float32,

@@ -124,22 +124,6 @@ static void multiply_values(const weight_t *weight, int rows, const int *limit, 
     }
 }
 
-// Asks for a share of so many lines.
-static inline void prefetch_lines(const void *from, long lines, int part, int parts) {
-    for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) __builtin_prefetch((const char *)from + 64 * i, 0, 2);
-}
-
-// Asks for a share of a tile's keys in their first variant.
-static inline void prefetch_keys(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
-    prefetch_lines(key_panel(p, k, 0, k0), HALVES * keys * padded_dim(p) / 32, part, parts);
-}
-
-// The same with its values.
-static inline void prefetch_tile(const trivium_problem *p, const trivium_keys *k, int64_t k0, int keys, int part, int parts) {
-    prefetch_keys(p, k, k0, keys, part, parts);
-    prefetch_lines(value_row(p, k, k0 / TILE * TILE), (long)HALVES * TILE * value_panels(p) / 2, part, parts);
-}
-
 #include "tiles.h"
 
 const trivium_kernels trivium_kernels_amxhalves = {

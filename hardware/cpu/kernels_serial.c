@@ -336,7 +336,7 @@ static double probed_score(const trivium_levels *c, int64_t i, int64_t j, int le
 }
 
 static void tile_levels_serial(const trivium_levels *c) {
-    int choices = c->parts > 1 ? c->parts + 1 : 1;
+    int choices = trivium_choices(c);
     for (int64_t i = 0; i < c->rows; i++) {
         const float *similarity = c->similarity + i * c->columns;
         double top = -INFINITY, sum = 0;

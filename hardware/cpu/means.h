@@ -183,7 +183,7 @@ static void NAME(tile_levels)(const trivium_levels *c) {
     level_table table;
     row_tiles t;
     start_levels(&table, c);
-    int choices = c->parts > 1 ? c->parts + 1 : 1;
+    int choices = trivium_choices(c);
     for (int64_t i = 0, from = 0, to = 0; i < c->rows; i++) {
         while (from < c->probes && c->row[from] < i - c->reach) from++;
         while (to < c->probes && c->row[to] <= i + c->reach) to++;

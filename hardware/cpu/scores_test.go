@@ -261,11 +261,7 @@ func TestLevelsAgainstSerial(t *testing.T) {
 	r := rand.New(rand.NewPCG(firstSeed, 10))
 	for range 60 {
 		c := drawLevels(r)
-		choices := 1
-		if c.Parts > 1 {
-			choices = c.Parts + 1
-		}
-		want := make([]uint8, choices*c.Rows*c.Columns)
+		want := make([]uint8, c.Choices()*c.Rows*c.Columns)
 		backends(t)["serial"].Levels(&c, want)
 		for isa, backend := range backends(t) {
 			got, off := make([]uint8, len(want)), 0

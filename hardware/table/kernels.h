@@ -307,6 +307,7 @@ typedef struct {
 } trivium_levels;
 #define TRIVIUM_LEVEL_COLUMNS 64
 #define TRIVIUM_LEVEL_PARTS 4
+static inline int trivium_choices(const trivium_levels *c) { return c->parts > 1 ? c->parts + 1 : 1; }
 
 // One table. pool and weighted_sum may be NULL: the next table down has them.
 typedef struct trivium_kernels {

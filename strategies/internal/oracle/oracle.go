@@ -50,11 +50,7 @@ func (Backend) Dots(a, b hardware.Pooled) []float32 {
 
 // Levels scores tile by tile.
 func (Backend) Levels(t *hardware.TileLevels, level []uint8) {
-	choices := 1
-	if t.Parts > 1 {
-		choices = t.Parts + 1
-	}
-	for choice := range choices {
+	for choice := range t.Choices() {
 		for i := range t.Rows {
 			low, high := int(t.Low[i]), int(t.High[i])
 			similarity := t.Similarity[i*t.Columns:]

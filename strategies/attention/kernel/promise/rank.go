@@ -70,14 +70,10 @@ func (h *Head) rank(probes []Probe, part []int32, parts int) []ranks {
 			copy(t.Mass[i*h.KeyBlocks:], p.Mass)
 		}
 	}
-	choices := 1
-	if parts > 1 {
-		choices = parts + 1
-	}
 	n := h.QueryBlocks * h.KeyBlocks
-	level := h.bytes(choices * n)
+	all := make([]ranks, t.Choices())
+	level := h.bytes(len(all) * n)
 	h.Levels(t, level)
-	all := make([]ranks, choices)
 	for i := range all {
 		all[i] = ranks{columns: h.KeyBlocks, level: level[i*n : (i+1)*n]}
 	}
