@@ -84,9 +84,16 @@ func (a Attention) validate() error {
 // banded says whether there is a second rotation.
 func (a Attention) banded() bool { return a.Rotated != nil || a.Turn != nil }
 
+// mostBandedKeys is what the bits of a tile in the kernel leave for its number
+// (kColumn).
+const mostBandedKeys = Tile << 21
+
 func (a Attention) validateRotated() error {
 	if a.banded() && a.Band < 1 {
 		return fmt.Errorf("cuda: the rotated q needs a distance of 1 or more, not %d", a.Band)
+	}
+	if a.banded() && a.Key.Rows > mostBandedKeys {
+		return fmt.Errorf("cuda: two rotations over %d keys: at most %d", a.Key.Rows, mostBandedKeys)
 	}
 	if a.Rotated != nil && a.Turn != nil {
 		return fmt.Errorf("cuda: the rotated q is given, and a turn that makes it: want one of them")

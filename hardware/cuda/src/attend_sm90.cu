@@ -22,6 +22,8 @@
 //   9 output by TMA, beneath the next item: 10 % mask 32k 2.4 % faster sustained, dense .5 - 1.3 %; with BANDS 2 - 6 %
 //  10 BANDS: borders for 64 rows at a time; the second rotation turned in registers (TURN), not by a kernel before: with that
 //    kernel counted, the second rotation costs 5.8 - 6.5 % at 8k instead of 8.3 - 21, 1.3 - 3.4 at 32k instead of 4.6 - 13.6
+//  11 BANDS: one softmax for a border tile, whose two sides are joined as scores, 64 keys at a time where both are needed; the
+//    loop over usual tiles has no trace of bands left; no zeros for an item's first P V: 5.7 -> 4.3 % dense, 6.5 -> 5.3 % masked
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS; TURN, with BANDS: the
 // second rotation is a turn of the first by one angle for each pair, of neighbours if 0, else of columns 16 TURN apart.
@@ -32,18 +34,24 @@ constexpr int kStages = 2;
 constexpr int kOut = HEAD_DIM / 2;                           // accumulator registers of a thread
 
 // A tile as 64 of its rows see it: flags and key block. Of the two rotations, far tiles take the second; border tiles have
-// keys for either, and are near if they are the first of their rows. kTurn: the next tile is far; kSave: it is a border
-// too; kMask: the rows may not see all of the tile; kNear: the item has no far or border tile.
+// keys for either. kTurn: the queries are turned once they are multiplied with this tile; kSave: the next tile is a border
+// and needs them as they were; kSides: the next tile is a border or turns the queries; kMask: the rows may not see all of
+// the tile; kNear: the item has no far or border tile; kOther: the halves of a border tile's keys with some on its other side;
+// kFirst: the first of its item.
 enum : u32 {
   kLast = 1u << 31, kFar = 1u << 30, kBorder = 1u << 29, kNear = 1u << 28, kTurn = 1u << 27, kSave = 1u << 26, kMask = 1u << 25,
-  kColumn = (1u << 25) - 1
+  kSides = 1u << 24, kOther = 3u << 22, kFirst = 1u << 21, kColumn = BAND_COUNT == 2 ? (1u << 21) - 1 : (1u << 25) - 1
 };
 #if defined(BANDS) && !defined(TURN)
 constexpr bool kCopied = true;  // the second rotation
 #else
 constexpr bool kCopied = false;
 #endif
-constexpr u32 kAfter = BAND_COUNT == 2 ? kBorder | kTurn : 0;  // more to do before the next tile
+constexpr u32 kEnd = BAND_COUNT == 2 ? kLast | kSides : kLast;  // of a run of usual tiles
+// The first product P V of an item is added to zeros or, with two rotations, where ptxas makes 128 instructions of those
+// instead of 32, to nothing. pending: the tile whose product is next.
+constexpr bool kZeros = BAND_COUNT == 1;
+__device__ __forceinline__ bool adds(u32 pending) { return kZeros || !(pending & kFirst); }
 
 // Plan is up to 32 key blocks of one item, read ahead of the copies.
 constexpr int kPlans = 2;
@@ -84,24 +92,36 @@ __device__ __forceinline__ int column_of(const AttendArgs& a, const Work& w, int
 __device__ __forceinline__ bool is_far(const AttendArgs& a, int low, int column) { return low - column * kTile - (kTile - 1) >= a.band; }
 __device__ __forceinline__ bool has_far(const AttendArgs& a, int low, int column) { return low + 63 - column * kTile >= a.band; }
 
+// The halves of the keys of a border tile that have some on its far or near side.
+__device__ __forceinline__ u32 halves_of(const AttendArgs& a, int low, int column, bool far) {
+  const int distance = low - column * kTile - a.band;  // of the first row and key, counted from the border
+  return far ? (distance + 63 >= 0 ? kOther / 3 : 0) | (distance - 1 >= 0 ? kOther / 3 * 2 : 0)
+             : (distance - 63 < 0 ? kOther / 3 : 0) | (distance - 127 < 0 ? kOther / 3 * 2 : 0);
+}
+
+// What the second rotation makes of column i of an item, for 64 rows from position low on.
+__device__ __forceinline__ u32 sides_of(const AttendArgs& a, const Work& w, int low, int i) {
+  const int column = column_of(a, w, i), next = i + 1 < w.count ? column_of(a, w, i + 1) : -1;
+  if (is_far(a, low, column)) return kFar;
+  if (has_far(a, low, column)) {
+    if (i > 0 && has_far(a, low, column_of(a, w, i - 1)))
+      return kBorder | kFar | halves_of(a, low, column, false);  // the queries are turned already
+    return kBorder | kTurn | halves_of(a, low, column, true) | (next >= 0 && !is_far(a, low, next) ? kSave : 0);
+  }
+  // Rows without a far key release the copied rotation with the others.
+  return (next >= 0 ? is_far(a, low, next) : kCopied) ? kTurn : 0;
+}
+
 // Column i of an item with its flags, but kLast, for 64 rows from position low on.
 __device__ __forceinline__ u32 tile_of(const AttendArgs& a, const Work& w, int low, int i, bool near) {
   const int column = column_of(a, w, i);
   u32 tile = column;
   if (needs_mask<false>(a, low, w.seq.k_len, column * kTile, kTile, false)) tile |= kMask;
 #ifdef BANDS
+  if (i == 0) tile |= kFirst;
   if (near) return tile | kNear;
-  if (is_far(a, low, column)) return tile | kFar;
-  const int next = i + 1 < w.count ? column_of(a, w, i + 1) : -1;
-  if (has_far(a, low, column)) {
-    tile |= kBorder;
-    if (i > 0 && has_far(a, low, column_of(a, w, i - 1))) tile |= kFar;  // the second border: the queries are turned already
-    else if (next >= 0 && !is_far(a, low, next)) tile |= kSave;
-  } else if (next >= 0 && is_far(a, low, next)) {
-    tile |= kTurn;
-  } else if (kCopied && next < 0) {
-    tile |= kBorder;  // no far key for these rows: they release the copied rotation with the others
-  }
+  tile |= sides_of(a, w, low, i);
+  if ((tile & (kBorder | kTurn)) == kTurn || i + 1 < w.count && (sides_of(a, w, low, i + 1) & kBorder)) tile |= kSides;
 #endif
   return tile;
 }
@@ -268,11 +288,16 @@ __device__ __forceinline__ void produce(const AttendArgs& a, Shared* sh, u32 k_r
   }
 }
 
-// O += P V.
-__device__ __forceinline__ void product_pv(float (&o)[kOut], const u32 (&p)[8][4], u32 v) {
+// O += P V, or O = P V.
+__device__ __forceinline__ void product_pv(float (&o)[kOut], const u32 (&p)[8][4], u32 v, bool add) {
   const u64 vd = descriptor(v, kHalfBytes);
 #pragma unroll
-  for (int kk = 0; kk < 8; ++kk) wgmma_rs<1>(o, p[kk], advance(vd, kk * 2048), 1);
+  for (int kk = 0; kk < 8; ++kk) wgmma_rs<1>(o, p[kk], advance(vd, kk * 2048), kk > 0 || add);
+}
+
+__device__ __forceinline__ void clear(float (&o)[kOut]) {
+#pragma unroll
+  for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
 }
 
 __device__ __forceinline__ void pack_scores(u32 (&p)[8][4], const float (&s)[64]) {
@@ -338,10 +363,9 @@ __device__ __forceinline__ void limit_scores(float (&s)[64], const AttendArgs& a
 #ifdef SOFTCAP
   cap_scores(s, a);
 #endif
-  const bool border = BAND_COUNT == 2 && (info & kBorder), far = info & kFar;
-  if (info & (kMask | kBorder))
+  if (info & kMask)
     mask_scores(s, a, item.seq.q_offset + item.block * kTile + row_in_tile + (threadIdx.x & 31) / 4, item.seq.k_len,
-                (int)(info & kColumn) * kTile, border && !far, border && far, info & kMask);
+                (int)(info & kColumn) * kTile, false, false, true);
 }
 
 // ptxas hoists the wait for P V above the exponentials, which are there to overlap it, unless a branch on their sum
@@ -368,40 +392,40 @@ __device__ __forceinline__ Item read_item(const AttendArgs& a, Shared* sh, u32& 
   return x;
 }
 
-// The keys of a border tile on its other side, after those of its own are in p: their probabilities are joined to those,
-// which are zero there, so that one product with V serves both. Nothing is under way. The near rotation is multiplied
-// from shared memory, `near`, 64 rows: the registers hold the far one.
-__device__ __forceinline__ void join_sides(float (&s)[64], u32 (&p)[8][4], float (&o)[kOut], RowState& st, const AttendArgs& a,
-                                           const Item& item, u32 info, int row_in_tile, float scale_log2,
+// A border tile holds the scores of one side; those of the other take their place, 64 keys at a time where there are any.
+// Nothing is under way. The near rotation is multiplied from shared memory, `near`, 64 rows, the far one from registers.
+__device__ __forceinline__ void join_sides(float (&s)[64], const AttendArgs& a, const Item& item, u32 info, int row_in_tile,
                                            const u32 (&far)[kHalves * 4][4], u32 near, u32 k) {
-  pin(s);
-  wgmma_fence();
-  if (info & kFar) {
-    const u64 qd = descriptor(near, 16), kd = descriptor(k, 16);
+  const bool is_near = info & kFar;  // the other side
+  const int lane = threadIdx.x & 31;
+  const int first = item.seq.q_offset + item.block * kTile + row_in_tile + lane / 4 - (int)(info & kColumn) * kTile - 2 * (lane & 3) - a.band;
 #pragma unroll
-    for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
-      const u32 step = (kk / 4) * kHalfBytes + (kk % 4) * 32;
-      wgmma_ss(s, advance(qd, step), advance(kd, step), kk > 0);
+  for (int half = 0; half < 2; ++half) {
+    if (!(info & (kOther / 3) << half)) continue;
+    float x[32];
+    const u64 kd = descriptor(k + half * 64 * 128, 16);
+    pin(x);
+    wgmma_fence();
+    if (is_near) {
+      const u64 qd = descriptor(near, 16);
+#pragma unroll
+      for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+        const u32 step = (kk / 4) * kHalfBytes + (kk % 4) * 32;
+        wgmma_ss(x, advance(qd, step), advance(kd, step), kk > 0);
+      }
+    } else {
+#pragma unroll
+      for (int kk = 0; kk < HEAD_DIM / 16; ++kk) wgmma_rs<0>(x, far[kk], advance(kd, (kk / 4) * kHalfBytes + (kk % 4) * 32), kk > 0);
     }
-  } else {
-    product_qk(s, far, k);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(x);
+    // Key j is far for row i if j <= last + i.
+    const int last = first - 64 * half;
+#pragma unroll
+    for (int i = 0; i < 32; ++i)
+      if (((i / 4) * 8 + (i & 1) <= ((i & 2) ? last + 8 : last)) != is_near) s[32 * half + i] = x[i];
   }
-  wgmma_commit();
-  wgmma_wait<0>();
-  pin(s);
-  limit_scores(s, a, item, info ^ kFar, row_in_tile);
-  float rescale[2];
-  if (softmax<false>(s, st, rescale, scale_log2)) {
-#pragma unroll
-    for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      u32& x = p[i / 4][i & 3];
-      x = pack(unpack_lo(x) * rescale[i & 1], unpack_hi(x) * rescale[i & 1]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 32; ++i) p[i / 4][i & 3] |= pack(s[2 * i], s[2 * i + 1]);
 }
 
 #ifdef TURN
@@ -437,22 +461,33 @@ __device__ __forceinline__ void turn_query(u32 (&q)[kHalves * 4][4], u32 angles)
 }
 #endif
 
-// Lays queries out where the products of their warpgroup read them from shared memory, once those before have.
-__device__ __forceinline__ void save_query(const u32 (&q)[kHalves * 4][4], u32 warp_rows, int group) {
-  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8;
-  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-#pragma unroll
-  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
-    const int chunk = 2 * (kk % 4) + (lane >> 4);
-    stmatrix_x4(warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16), q[kk][0], q[kk][1], q[kk][2], q[kk][3]);
-  }
-  fence_async_proxy();
-  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+__device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+
+__device__ __forceinline__ void store_part(u32 warp_rows, int kk, const u32 (&x)[4]) {
+  stmatrix_x4(query_part(warp_rows, kk), x[0], x[1], x[2], x[3]);
 }
 
-// A warp is done with a query tile, or with the key tile in slot kr.
+// Lays queries out where the products of their warpgroup read them from shared memory, once those before have; the queries
+// that are there take their place, if they are the second rotation.
+__device__ __forceinline__ void save_query(u32 (&q)[kHalves * 4][4], u32 warp_rows, int group) {
+  group_sync(group);
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
+    u32 x[4];
+    if (kCopied) ldmatrix_x4(query_part(warp_rows, kk), x);
+    if (kCopied) __syncwarp();
+    store_part(warp_rows, kk, q[kk]);
+    if (kCopied)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) q[kk][i] = x[i];
+  }
+  fence_async_proxy();
+  group_sync(group);
+}
+
+// A warp is done with a query tile.
 #define RELEASE(barrier) do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(barrier)); } while (0)
-#ifdef BANDS
+#define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
 // The rest of the item takes the second rotation, but a second border, for which the first one is saved.
 #ifdef TURN
 #define TURN_QUERY() do { \
@@ -463,31 +498,20 @@ __device__ __forceinline__ void save_query(const u32 (&q)[kHalves * 4][4], u32 w
 #else
 #define END_SECOND() RELEASE(q2_empty)
 #define TURN_QUERY() do { \
-    u32 x[kHalves * 4][4]; \
     barrier_wait(BAR(q2_full), q2_phase); \
     q2_phase ^= 1; \
-    load_query(x, q_rows + kTileBytes); \
-    if (info & kSave) save_query(q, q_rows + kTileBytes, group); else END_SECOND(); \
-    for (int i = 0; i < kHalves * 16; ++i) q[i / 4][i % 4] = x[i / 4][i % 4]; \
-  } while (0)
-#endif
-#define RELEASE_KEYS() do { if (lane == 0 && !(info & kBorder)) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
-// kAfter: the queries are turned, or the other side of a border tile joins, whose keys lie in the last slot.
-#define AFTER_TILE() do { \
-    if (!(info & kFar)) TURN_QUERY(); \
-    if (info & kBorder) { \
-      const u32 slot = kr.slot ^ 1; \
-      join_sides(s, p, o, st, a, item, info, row_in_tile, scale_log2, q, saved_rows, k_ring + slot * kTileBytes); \
-      RELEASE(k_empty[slot]); \
-      if (info & kFar) END_SECOND(); \
+    if (info & kSave) { \
+      save_query(q, q_rows + kTileBytes, group); \
+    } else { \
+      load_query(q, q_rows + kTileBytes); \
+      END_SECOND(); \
     } \
-    info &= ~kAfter; \
   } while (0)
-#else
-#define TURN_QUERY() do { } while (0)
-#define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
-#define AFTER_TILE() do { } while (0)
 #endif
+#define JOIN_SIDES() do { \
+    join_sides(s, a, item, info, row_in_tile, q, saved_rows, k_ring + kr.slot * kTileBytes); \
+    if (info & kFar) END_SECOND(); \
+  } while (0)
 
 __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_tile, u32 k_ring, u32 v_ring, u32 out_tile,
                                         const TensorMap* map_out) {
@@ -519,8 +543,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     peeked = false;
     if (next.rows < 0) break;
     item = next;
-#pragma unroll
-    for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
+    if (kZeros || item.rows == 0) clear(o);
     if (item.rows == 0) {
       RELEASE(q_empty);
       st = RowState{{NEG_INF, NEG_INF}, {0.0f, 0.0f}};
@@ -532,22 +555,31 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     u32 info = tile_info(sh, kr.slot, group);
     load_query(q, q_rows);
     RELEASE(q_empty);
+#ifdef BANDS
     if (info & kFar) TURN_QUERY();
+#endif
     pin(s);
     wgmma_fence();
     product_qk(s, q, k_ring + kr.slot * kTileBytes);
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
+#ifdef BANDS
+    if (info & kBorder) {
+      TURN_QUERY();
+      JOIN_SIDES();
+    }
+#endif
     RELEASE_KEYS();
     kr.next();
     limit_scores(s, a, item, info, row_in_tile);
     softmax<true>(s, st, rescale, scale_log2);
     pack_scores(p, s);
+    bool last_adds;
     while (true) {
-      if (info & kAfter) AFTER_TILE();  // not in the loop, where it would cost every tile 3 %
-      while (!(info & (kLast | kAfter))) {
+      while (!(info & kEnd)) {
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+        const bool add = adds(info);
         info = tile_info(sh, kr.slot, group);
         pin(s);
         pin(o);
@@ -555,7 +587,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         product_qk(s, q, k_ring + kr.slot * kTileBytes);
         wgmma_commit();
         barrier_wait(BAR(v_full[vr.slot]), vr.phase);
-        product_pv(o, p, v_ring + vr.slot * kTileBytes);
+        product_pv(o, p, v_ring + vr.slot * kTileBytes, add);
         wgmma_commit();
         wgmma_wait<1>();
         pin(s);
@@ -574,14 +606,51 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         }
         pack_scores(p, s);
       }
-      if (info & kAfter) continue;
+#ifdef BANDS
+      if (info & kSides) {  // not in the loop, where the branches would cost every tile 3 %
+        if ((info & (kBorder | kTurn)) == kTurn) {
+          TURN_QUERY();
+          info &= ~(kSides | kTurn);
+          continue;
+        }
+        barrier_wait(BAR(k_full[kr.slot]), kr.phase);
+        const bool add = adds(info);
+        info = tile_info(sh, kr.slot, group);
+        pin(s);
+        pin(o);
+        wgmma_fence();
+        product_qk(s, q, k_ring + kr.slot * kTileBytes);
+        wgmma_commit();
+        barrier_wait(BAR(v_full[vr.slot]), vr.phase);
+        product_pv(o, p, v_ring + vr.slot * kTileBytes, add);
+        wgmma_commit();
+        wgmma_wait<kCopied ? 0 : 1>();
+        pin(s);
+        if (info & kTurn) TURN_QUERY();
+        wgmma_wait<0>();
+        pin(o);
+        if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
+        vr.next();
+        JOIN_SIDES();
+        RELEASE_KEYS();
+        kr.next();
+        limit_scores(s, a, item, info, row_in_tile);
+        if (softmax<false>(s, st, rescale, scale_log2)) {
+#pragma unroll
+          for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
+        }
+        pack_scores(p, s);
+        continue;
+      }
+#endif
       next = read_item(a, sh, q_phase);
+      last_adds = adds(info);
       if (next.rows <= 0) break;
       barrier_wait(BAR(k_full[kr.slot]), kr.phase);
       info = tile_info(sh, kr.slot, group);
-      if (BAND_COUNT == 2 && (info & kFar)) break;  // rare, and not worth the code of a turn here
-      // The first scores of the next item and the last product of this one go to the tensor cores together.
       load_query(q, q_rows);
+      if (BAND_COUNT == 2 && (info & (kFar | kBorder))) break;  // rare, and not worth the code of a turn here
+      // The first scores of the next item and the last product of this one go to the tensor cores together.
       RELEASE(q_empty);
       pin(s);
       pin(o);
@@ -589,7 +658,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       product_qk(s, q, k_ring + kr.slot * kTileBytes);
       wgmma_commit();
       barrier_wait(BAR(v_full[vr.slot]), vr.phase);
-      product_pv(o, p, v_ring + vr.slot * kTileBytes);
+      product_pv(o, p, v_ring + vr.slot * kTileBytes, last_adds);
       wgmma_commit();
       wgmma_wait<1>();
       pin(s);
@@ -606,14 +675,13 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       pack_scores(p, s);
       finish(a, item, o, finished, scale_log2, stage, map_out, row_in_tile);
       item = next;
-#pragma unroll
-      for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
+      if (kZeros) clear(o);
     }
     peeked = true;
     barrier_wait(BAR(v_full[vr.slot]), vr.phase);
     pin(o);
     wgmma_fence();
-    product_pv(o, p, v_ring + vr.slot * kTileBytes);
+    product_pv(o, p, v_ring + vr.slot * kTileBytes, last_adds);
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);

@@ -128,6 +128,12 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accum
                : ACC16(d, 0), ACC16(d, 16), ACC16(d, 32), ACC16(d, 48)
                : "l"(a), "l"(b), "r"(accumulate));
 }
+// d[64 x 64] (+)= A . B with both in shared memory, K-major.
+__device__ __forceinline__ void wgmma_ss(float (&d)[32], u64 a, u64 b, int accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" WGMMA(64) "{" REGS32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
+               : ACC16(d, 0), ACC16(d, 16)
+               : "l"(a), "l"(b), "r"(accumulate));
+}
 // d[64 x 256] (+)= A . B with both in shared memory, K-major.
 __device__ __forceinline__ void wgmma_ss(float (&d)[128], u64 a, u64 b, int accumulate) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n" WGMMA(256) "{" REGS128 "}, %128, %129, p, 1, 1, 0, 0;\n}"

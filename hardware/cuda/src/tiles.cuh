@@ -19,13 +19,14 @@ __device__ __forceinline__ void product_qk(float (&s)[64], const u32 (&q)[kHalve
     wgmma_rs<0>(s, q[kk], advance(kd, (kk / 4) * kHalfBytes + (kk % 4) * 32), kk > 0);
 }
 
-// The query rows of this warp as operand fragments.
-__device__ __forceinline__ void load_query(u32 (&q)[kHalves * 4][4], u32 warp_rows) {
-  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8;
-#pragma unroll
-  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) {
-    const int chunk = 2 * (kk % 4) + (lane >> 4);
-    ldmatrix_x4(warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16), q[kk]);
-  }
+// Where this lane reads, or writes, its part of 16 columns of the query rows of its warp.
+__device__ __forceinline__ u32 query_part(u32 warp_rows, int kk) {
+  const int lane = threadIdx.x & 31, row = (lane & 7) + ((lane >> 3) & 1) * 8, chunk = 2 * (kk % 4) + (lane >> 4);
+  return warp_rows + (kk / 4) * kHalfBytes + row * 128 + ((chunk ^ (row & 7)) * 16);
 }
 
+// The query rows of this warp as operand fragments.
+__device__ __forceinline__ void load_query(u32 (&q)[kHalves * 4][4], u32 warp_rows) {
+#pragma unroll
+  for (int kk = 0; kk < HEAD_DIM / 16; ++kk) ldmatrix_x4(query_part(warp_rows, kk), q[kk]);
+}

@@ -13,11 +13,13 @@ def main():
             err, rounding, _, finite = check_attend.run_case(c, kernels, kind)
             ok &= finite and err <= 1.75 * max(rounding, 2e-4)
     kernels = {}
-    for seed in range(3):  # the second rotation copied, and made by the kernel; one and two border tiles for 64 rows
-        err, rounding, _, finite = check_attend.run_case(
-            dict(n=300, m=300, offset=0, batch=1, hkv=1, g=2, d=128, fp16=False, masked=False, layout="bhnd", extra="bands", gain=1.0,
-                 seed=seed, band=100), kernels)
-        ok &= finite and err <= 1.75 * max(rounding, 2e-4)
+    # The second rotation copied, and made by the kernel: one and two border tiles for 64 rows, and, masked, none.
+    for seed in range(3):
+        for masked in (False, True):
+            err, rounding, _, finite = check_attend.run_case(
+                dict(n=700 if masked else 300, m=700 if masked else 300, offset=0, batch=1, hkv=1, g=2, d=128, fp16=False, masked=masked,
+                     density=.4, layout="bhnd", extra="bands", gain=1.0, seed=seed, band=100), kernels)
+            ok &= finite and err <= 1.75 * max(rounding, 2e-4)
     kernels = {}
     for c in [c for c in check_attend.decode_cases(60) if c["m"] <= 700][:6]:
         err, rounding, _, finite = check_attend.run_case(c, kernels, driver.Decode)
