@@ -23,7 +23,8 @@
 //  10 BANDS: borders for 64 rows at a time; the second rotation turned in registers (TURN), not by a kernel before: with that
 //    kernel counted, the second rotation costs 5.8 - 6.5 % at 8k instead of 8.3 - 21, 1.3 - 3.4 at 32k instead of 4.6 - 13.6
 //  11 BANDS: one softmax for a border tile, whose two sides are joined as scores, 64 keys at a time where both are needed; the
-//    loop over usual tiles has no trace of bands left; no zeros for an item's first P V: 5.7 -> 4.3 % dense, 6.5 -> 5.3 % masked
+//    loop over usual tiles has no trace of bands left; no zeros for an item's first P V: at 8k 5.7 -> 4.3 % dense,
+//    6.5 -> 4.8 - 5.3 % with the mask
 //
 // Macros: HEAD_DIM (64, 128), FP16, BANDS (two rotations of q by distance), WINDOW, SOFTCAP, SINKS; TURN, with BANDS: the
 // second rotation is a turn of the first by one angle for each pair, of neighbours if 0, else of columns 16 TURN apart.
