@@ -150,12 +150,13 @@ INLINE vf weights(uint16_t *weight, const float *score, int keys, float top, flo
 
 // Exponentials that are to be summed over rows are kept as float16: eight times
 // as near as bfloat16, and none is above 1.
+#define keep_weight(to, x) vf_store_f16(to, x)
 INLINE vf keep_weights(uint16_t *to, const float *score, int keys, float top, float unit) {
     vf reference = vf_set1(reference_of(top, unit)), factor = vf_set1(unit), sum = vf_set1(0);
     for (int j = 0; j < keys; j += LANES) {
         vf e = exp2_short(vf_fma(vf_load(score + j), factor, reference));
         sum = vf_add(sum, e);
-        vf_store_f16(to + j, e);
+        keep_weight(to + j, e);
     }
     return sum;
 }

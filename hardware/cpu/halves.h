@@ -197,4 +197,5 @@ INLINE vf weights(weight_t *weight, const float *score, int keys, float top, flo
 
 // Exponentials that are to be summed over rows stay float32.
 #define keep_weights(weight, score, keys, top, unit) exponentials_to((float *)(weight), score, keys, top, unit)
+#define keep_weight(to, x) vf_store((float *)(to), x)
 #define kept_weights(weight) vf_load((const float *)(weight))

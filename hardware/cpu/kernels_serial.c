@@ -69,10 +69,16 @@ static void pack_serial(const trivium_problem *p, const trivium_keys *k, int64_t
     }
 }
 
-// Packs all keys and values.
+// Sees to it that all keys are packed.
+static void need_keys(const trivium_problem *p, const trivium_keys *k) {
+    pack_serial(p, k, 0, k->key.rows);
+    for (int64_t n = 0; n < k->key.rows; n += TRIVIUM_PACK_ROWS) await_packing(k->keys_state + n / TRIVIUM_PACK_ROWS);
+}
+
+// The same for keys and values, if there is room for them.
 static void pack_head(const trivium_problem *p, const trivium_keys *k) {
     if (!k->packed) return;
-    pack_serial(p, k, 0, k->key.rows);
+    need_keys(p, k);
     for (int64_t n = 0; n < k->value.rows; n += TRIVIUM_PACK_ROWS) {
         uint32_t *state = k->values_state + n / TRIVIUM_PACK_ROWS;
         if (packing_begins(state)) {
@@ -80,10 +86,7 @@ static void pack_head(const trivium_problem *p, const trivium_keys *k) {
             packing_done(state, TRIVIUM_PACKED);
         }
     }
-    for (int64_t n = 0; n < k->key.rows; n += TRIVIUM_PACK_ROWS) {
-        await_packing(k->keys_state + n / TRIVIUM_PACK_ROWS);
-        await_packing(k->values_state + n / TRIVIUM_PACK_ROWS);
-    }
+    for (int64_t n = 0; n < k->value.rows; n += TRIVIUM_PACK_ROWS) await_packing(k->values_state + n / TRIVIUM_PACK_ROWS);
 }
 
 // Scratch: rotated query [query_variants, key_dim], scores [keys], their keys [keys].
@@ -179,6 +182,7 @@ static void representative_serial(const trivium_representative *r, void *scratch
     const trivium_head *h = r->head;
     int64_t keys = h->keys->key.rows;
     scored_row s = scored_row_in(scratch, h->problem, keys);
+    need_keys(h->problem, h->keys);
     memset(r->columns, 0, sizeof(float) * keys);
     memset(r->slashes, 0, sizeof(float) * keys);
     for (int64_t i = 0; i < r->rows && !cancelled(h->problem); i++) {
@@ -199,6 +203,7 @@ static void row_mass_head(const trivium_row_mass *r, void *scratch) {
     const trivium_head *h = r->head;
     int64_t keys = h->keys->key.rows, blocks = (keys + r->block_size - 1) / r->block_size;
     scored_row s = scored_row_in(scratch, h->problem, keys);
+    need_keys(h->problem, h->keys);
     for (int64_t i = 0; i < r->rows && !cancelled(h->problem); i++) {
         start_row(h, &s, r->row[i]);
         score_keys(h, &s, r->row[i], 0, keys);

@@ -54,21 +54,24 @@ static inline float reference_for(float top, float unit) {
     return top == -INFINITY ? FLT_MAX : -top * unit; // any finite score is far above what has not been seen
 }
 
-static void hide_chunk(const pipeline *l, float *score) {
-    const tile_rows *t = &l->a->tile;
-    const pass *w = &l->weighed;
-    int64_t k0 = w->tile.k0 + l->chunk * CHUNK, end = w->tile.k0 + w->tile.keys;
-    int rows = t->rows - w->from < STRIP ? t->rows - w->from : STRIP;
-    const int64_t *position = t->position + w->from;
+// Hides of a strip from row `from` on what it does not see of the CHUNK keys from k0 on, of which those from `end` on are nobody's.
+static void hide_in_chunk(const tile_rows *t, int from, int64_t k0, int64_t end, float *score) {
+    int rows = t->rows - from < STRIP ? t->rows - from : STRIP;
+    const int64_t *position = t->position + from;
     if (first_visible(t->problem, position[rows - 1]) <= k0 && last_visible(t->problem, position[0], end) >= k0 + CHUNK) return;
     vf hidden = vf_set1(-INFINITY);
     for (int r = 0; r < rows; r++) {
-        int64_t from = max_i64(first_visible(t->problem, position[r]) - k0, 0), to = last_visible(t->problem, position[r], end) - k0;
-        uint32_t seen = to >= CHUNK ? ~0u : to > 0 ? (1u << to) - 1 : 0;
-        seen &= from < CHUNK ? ~0u << from : 0;
+        int64_t first = max_i64(first_visible(t->problem, position[r]) - k0, 0), last = last_visible(t->problem, position[r], end) - k0;
+        uint32_t seen = last >= CHUNK ? ~0u : last > 0 ? (1u << last) - 1 : 0;
+        seen &= first < CHUNK ? ~0u << first : 0;
         _mm512_mask_storeu_ps(score + r * CHUNK, (__mmask16)~seen, hidden);
         _mm512_mask_storeu_ps(score + r * CHUNK + LANES, (__mmask16)(~seen >> LANES), hidden);
     }
+}
+
+static void hide_chunk(const pipeline *l, float *score) {
+    const pass *w = &l->weighed;
+    hide_in_chunk(&l->a->tile, w->from, w->tile.k0 + l->chunk * CHUNK, w->tile.k0 + w->tile.keys, score);
 }
 
 // Asks for the next so many lines of what is wanted.

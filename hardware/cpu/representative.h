@@ -67,14 +67,15 @@ static void sum_rows(const representative_rows *a, int from, int rows, float *co
     for (int r = 0; r < rows; r++) memset(skew[r], 0, sizeof(float) * SKEW);
     for (int64_t k0 = a->first; k0 < a->keys + SKEW; k0 += TILE) {
         const float *weight = a->weight + k0 / TILE * TRIVIUM_REPRESENTATIVE_ROWS + from;
-        memset(column, 0, sizeof column);
-        for (int r = 0; r < rows; r++) {
-            const weight_t *e = a->exponential + (from + r) * a->stride + k0;
-            for (int j = 0; j < TILE; j += LANES) {
-                vf x = k0 < a->keys ? vf_mul(kept_weights(e + j), vf_set1(weight[r])) : vf_set1(0);
+        const weight_t *e = a->exponential + from * a->stride + k0;
+        for (int j = 0; j < TILE; j += LANES) {
+            vf sum = vf_set1(0);
+            for (int r = 0; r < rows; r++) {
+                vf x = k0 < a->keys ? vf_mul(kept_weights(e + r * a->stride + j), vf_set1(weight[r])) : vf_set1(0);
                 vf_store(skew[r] + SKEW + j, x);
-                vf_store(column + j, vf_add(vf_load(column + j), x));
+                sum = vf_add(sum, x);
             }
+            vf_store(column + j, sum);
         }
         for (int64_t j = 0; j < min_i64(TILE, all - k0); j++) columns[k0 + j] = (from ? columns[k0 + j] : 0) + column[j];
         // Row r at key j is at distance origin + r - j: at u, the key that row 0 would have.
@@ -83,14 +84,72 @@ static void sum_rows(const representative_rows *a, int from, int rows, float *co
             for (int r = 0; r < rows; r++) sum = vf_add(sum, vf_load(skew[r] + u + r));
             float lanes[LANES];
             vf_store(lanes, sum);
-            for (int i = 0; i < LANES; i++) {
-                int64_t distance = origin - (k0 - SKEW + u + i);
-                if (distance >= 0 && distance < all) slashes[distance] += lanes[i];
+            int64_t nearest = origin - (k0 - SKEW + u) - (LANES - 1);
+            if (nearest >= 0 && nearest + LANES <= all) {
+                for (int i = 0; i < LANES; i++) slashes[nearest + i] += lanes[LANES - 1 - i];
+                continue;
             }
+            for (int i = 0; i < LANES; i++)
+                if (nearest + i >= 0 && nearest + i < all) slashes[nearest + i] += lanes[LANES - 1 - i];
         }
         for (int r = 0; r < rows; r++) memcpy(skew[r], skew[r] + TILE, sizeof(float) * SKEW);
     }
 }
+
+// Scores the rows against all keys and keeps their exponentials.
+static void score_rows(representative_rows *a) {
+    tile_rows *t = &a->tile;
+    const trivium_problem *p = t->problem;
+    int64_t all = t->head->keys->key.rows;
+    int passes = (t->rows + PASS_ROWS - 1) / PASS_ROWS;
+    for (int64_t k0 = a->first; k0 < a->keys && !cancelled(p); k0 += TILE) {
+        need_keys(p, t->head->keys, k0);
+        for (int pass = 0; pass < passes; pass++) {
+            if (k0 + TILE < a->keys) prefetch_keys(p, t->head->keys, k0 + TILE, TILE, pass, passes);
+            int from = pass * PASS_ROWS;
+            score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k0, (int)min_i64(TILE, all - k0));
+            for (int r = t->from; r < t->to; r++) keep_exponentials(a, r, k0);
+        }
+    }
+}
+
+#if PIPELINED
+// The same where products and exponentials overlap.
+static void score_rows_overlapped(representative_rows *a) {
+    overlapped_rows rows = {.tile = a->tile, .kept = a->exponential, .stride = a->stride};
+    const tile_rows *t = &rows.tile;
+    const trivium_problem *p = t->problem;
+    const trivium_keys *keys = t->head->keys;
+    int64_t all = keys->key.rows;
+    int strips = (t->rows + STRIP - 1) / STRIP, parts = strips * CHUNKS;
+    overlap o;
+    start_rows(&rows);
+    start_overlap(&o, t->score);
+    for (int64_t k0 = a->first; k0 < a->keys && !cancelled(p); k0 += TILE) {
+        need_keys(p, keys, k0);
+        want_keys(&o, p, keys, k0 + TILE, parts);
+        for (int part = 0; part < parts; part++) {
+            int from = part % strips * STRIP, to = from + STRIP < t->rows ? from + STRIP : t->rows;
+            int64_t at = k0 + part / strips * CHUNK;
+            *next_piece(&o) = (piece){
+                .rows = &rows, .from = from, .first = k0, .k0 = at, .end = min_i64(all, k0 + TILE),
+                .hidden = at + CHUNK > last_visible(p, t->position[from], all) || at < first_visible(p, t->position[to - 1]),
+                .top = part / strips == CHUNKS - 1 ? a->weight + k0 / TILE * TRIVIUM_REPRESENTATIVE_ROWS + from : NULL,
+            };
+            stage_kept(&o);
+        }
+    }
+    next_piece(&o)->rows = NULL;
+    stage_kept(&o);
+    _mm_setcsr(o.control);
+    memcpy(a->top, rows.top, sizeof a->top);
+    for (int from = 0; from < t->rows; from += STRIP)
+        memcpy(a->sum + from * LANES, rows.sum[rows.turn[from / STRIP]] + from * LANES, sizeof(float) * STRIP * LANES);
+}
+#else
+#define overlaps(p) 0
+#define score_rows_overlapped(a) ((void)0)
+#endif
 
 static void NAME(representative)(const trivium_representative *c, void *scratch) {
     representative_rows a;
@@ -108,16 +167,9 @@ static void NAME(representative)(const trivium_representative *c, void *scratch)
         vf_store(a.sum + r * LANES, vf_set1(0));
     }
     memset(a.weight, 0, sizeof(float) * TRIVIUM_REPRESENTATIVE_ROWS * (a.keys / TILE));
-    int passes = (t->rows + PASS_ROWS - 1) / PASS_ROWS;
     BEGIN_PRODUCTS();
-    for (int64_t k0 = a.first; k0 < a.keys && !cancelled(p); k0 += TILE) {
-        for (int pass = 0; pass < passes; pass++) {
-            if (k0 + TILE < a.keys) prefetch_keys(p, c->head->keys, k0 + TILE, TILE, pass, passes);
-            int from = pass * PASS_ROWS;
-            score_tile(t, from, from + PASS_ROWS < t->rows ? from + PASS_ROWS : t->rows, k0, (int)min_i64(TILE, all - k0));
-            for (int r = t->from; r < t->to; r++) keep_exponentials(&a, r, k0);
-        }
-    }
+    if (overlaps(p)) score_rows_overlapped(&a);
+    else score_rows(&a);
     END_PRODUCTS();
     weigh_tiles(&a, c->lse);
     memset(c->columns, 0, sizeof(float) * all);

@@ -37,9 +37,20 @@ static float share_mass(float *mass, const float *top, int64_t blocks, float hig
     return highest == -INFINITY ? -INFINITY : (float)((highest * unit + log2(sum)) * LOG_2);
 }
 
-static inline int64_t row_mass_floats(int64_t keys) { return (keys + 15) / 16 * TILE; }
+static inline int64_t row_mass_floats(int64_t keys) { return ((keys + 15) / 16 + 1) * TILE; }
+
+#if PIPELINED
+#include "rowmass_overlapped.h"
+#else
+#define overlaps_row_mass(c) 0
+#define row_mass_overlapped(c, count, scratch) ((void)0)
+#endif
 
 static void NAME(row_mass)(const trivium_row_mass *c, int32_t count, void *scratch) {
+    if (overlaps_row_mass(c)) {
+        row_mass_overlapped(c, count, scratch);
+        return;
+    }
     massed_head heads[TRIVIUM_GROUP_HEADS];
     const trivium_problem *p = c->head->problem;
     int64_t all = c->head->keys->key.rows, blocks = (all + c->block_size - 1) / c->block_size, offset = c->head->offset;
@@ -59,6 +70,7 @@ static void NAME(row_mass)(const trivium_row_mass *c, int32_t count, void *scrat
     BEGIN_PRODUCTS();
     for (int64_t k0 = first_visible(p, offset + c->row[0]) / PANEL * PANEL; k0 < last && !cancelled(p);) {
         int64_t block = k0 / c->block_size, end = tile_end(k0, min_i64(last, (block + 1) * c->block_size));
+        need_keys(p, c->head->keys, k0 / TILE * TILE);
         int begin = 0; // passes that see no key yet are left out
         while (begin + PASS_ROWS < c->rows && last_visible(p, offset + c->row[begin + PASS_ROWS - 1], all) <= k0) begin += PASS_ROWS;
         for (int h = 0; h < count; h++) {

@@ -148,7 +148,7 @@ func (s *session) describeSequence(q *hardware.Sequence) error {
 
 // packRoom makes room for the keys and values of some sequences in the kernels'
 // own layout. What attends packs there what it needs, as it needs it, while it is
-// near; before scoring packKeys is to be called.
+// near.
 func (s *session) packRoom(wanted func(sequence int) bool) error {
 	for i, keys := range s.keys {
 		if !wanted(i) {

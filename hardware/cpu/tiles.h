@@ -231,7 +231,18 @@ static void NAME(pack)(const trivium_problem *p, const trivium_keys *k, int64_t 
     for (int64_t at = 0; at < rows && !cancelled(p); at += TILE) pack_chunk_keys(p, k, first + at);
 }
 
+// Sees to it that the keys of the chunk from n on are packed. What another thread packs is
+// waited for, but not idly.
+static void need_keys(const trivium_problem *p, const trivium_keys *k, int64_t n) {
+    pack_chunk_keys(p, k, n);
+    if (packing_state(k->keys_state + n / TILE) == TRIVIUM_PACKING && n + TILE < k->key.rows) pack_chunk_keys(p, k, n + TILE);
+    await_packing(k->keys_state + n / TILE);
+}
+
 #include "attend.h"
+#if PIPELINED
+#include "overlap.h"
+#endif
 #include "representative.h"
 #include "rowmass.h"
 #include "blockscores.h"
