@@ -199,8 +199,10 @@ type Prober interface {
 	// queries of each query head when query, else keys of each kv head, sequence
 	// by sequence. The result of head h has a row per block. Queries are pooled
 	// by blocks of their position; the last (and, in a chunk, the first) block
-	// is the mean over the rows it has. Positions bands are not applied.
-	Pool(ctx context.Context, query bool, blockSize int) ([]Pooled, error)
+	// is the mean over the rows it has. Positions bands are not applied. With every
+	// above 1, which divides blockSize and the positions of first queries, the rows
+	// at its multiples stand for all.
+	Pool(ctx context.Context, query bool, blockSize, every int) ([]Pooled, error)
 }
 
 // Session is a prepared attention call, for one goroutine at a time. A call

@@ -27,7 +27,7 @@ func (s *session) AddMeans(ctx context.Context, masks []hardware.Blocks) error {
 		return err
 	}
 	size := masks[0].Size
-	keys, err := s.Pool(ctx, false, size)
+	keys, err := s.Pool(ctx, false, size, 1)
 	if err != nil {
 		return err
 	}

@@ -198,7 +198,7 @@ func (s *session) MeanScores(ctx context.Context, blockSize int) ([]hardware.Blo
 	if !s.request.Causal {
 		return nil, fmt.Errorf("cpu: mean scores without causality: want a causal problem")
 	}
-	means, err := s.Pool(ctx, false, blockSize)
+	means, err := s.Pool(ctx, false, blockSize, 1)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 // scored runs n calls that need scratch; what a call pins is let go after it.
 func (s *session) scored(ctx context.Context, n int, call func(worker, i int, pinned *runtime.Pinner)) error {
 	defer raiseOn(ctx, s.cancel)()
-	if err := s.packKeys(ctx); err != nil {
+	if err := s.packRoomForAll(); err != nil {
 		return err
 	}
 	threads, err := s.workers(n)
@@ -222,16 +222,24 @@ func sortedRows(rows []int32) (sorted, places []int32) {
 	return sorted, places
 }
 
-func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardware.Pooled, error) {
+func (s *session) Pool(ctx context.Context, query bool, blockSize, every int) ([]hardware.Pooled, error) {
+	if every < 1 || blockSize%every != 0 {
+		return nil, fmt.Errorf("cpu: every %d rows of blocks of %d: want a divisor", every, blockSize)
+	}
+	some := func(m C.trivium_matrix) C.trivium_matrix {
+		m.rows = (m.rows + C.int64_t(every) - 1) / C.int64_t(every)
+		m.stride *= C.int64_t(every)
+		return m
+	}
 	if query {
-		return s.pool(ctx, blockSize, func(i int) (list []C.trivium_matrix) {
+		return s.pool(ctx, blockSize/every, func(i int) (list []C.trivium_matrix) {
 			for h := range s.heads[i] {
-				list = append(list, s.heads[i][h].query)
+				list = append(list, some(s.heads[i][h].query))
 			}
 			return list
-		}, func(q *hardware.Sequence) int { return q.Offset })
+		}, func(q *hardware.Sequence) int { return q.Offset / every })
 	}
-	return s.poolKeys(ctx, blockSize, func(k *C.trivium_keys) C.trivium_matrix { return k.key })
+	return s.poolKeys(ctx, blockSize/every, func(k *C.trivium_keys) C.trivium_matrix { return some(k.key) })
 }
 
 // poolKeys pools keys or values.

@@ -82,12 +82,12 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	if err != nil {
 		return nil, err
 	}
-	keys, err := call.Session.Pool(ctx, false, s.block)
+	keys, err := call.Session.Pool(ctx, false, s.block, 1)
 	if err != nil {
 		return nil, err
 	}
 	// Mean queries are for query-aware heads, which there may be none of.
-	queries := sync.OnceValues(func() ([]hardware.Pooled, error) { return call.Session.Pool(ctx, true, s.block) })
+	queries := sync.OnceValues(func() ([]hardware.Pooled, error) { return call.Session.Pool(ctx, true, s.block, 1) })
 	return call.Choose(ctx, s.block, func(h *kernel.Head) error {
 		sequence := &call.Problem.Sequences[h.Sequence]
 		if sequence.Key[0].Rows <= s.denseBelow {

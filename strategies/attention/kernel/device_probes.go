@@ -137,7 +137,7 @@ func joinTiles(mass []float32, tiles, ratio int) []float32 {
 	return joined
 }
 
-func (d deviceProber) Pool(ctx context.Context, query bool, blockSize int) ([]hardware.Pooled, error) {
+func (d deviceProber) Pool(ctx context.Context, query bool, blockSize, every int) ([]hardware.Pooled, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -145,7 +145,8 @@ func (d deviceProber) Pool(ctx context.Context, query bool, blockSize int) ([]ha
 	if query {
 		t, offset = d.part.ArrivedQuery, d.part.Offset
 	}
-	at, blocks, err := d.call.Work.Pool(t, d.call.Half, offset, blockSize)
+	t.Rows, t.Stride = ceilDiv(t.Rows, every), t.Stride*int64(every)
+	at, blocks, err := d.call.Work.Pool(t, d.call.Half, offset/every, blockSize/every)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ const (
 	manyChecks  = 512
 	fewChecksZ  = 3.5
 	manyChecksZ = 3
+	meanQueries = 4 // queries that one stands for in a block's mean
 )
 
 // Promise keeps, of each head, the tiles that force keeps and the fewest others
@@ -39,11 +40,11 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 	if err != nil {
 		return nil, err
 	}
-	keys, err := c.Prober.Pool(ctx, false, blockSize)
+	keys, err := c.Prober.Pool(ctx, false, blockSize, 1)
 	if err != nil {
 		return nil, err
 	}
-	queries, err := c.Prober.Pool(ctx, true, blockSize)
+	queries, err := c.Prober.Pool(ctx, true, blockSize, c.standsFor())
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +65,18 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		h.keep(rule.Find(), forced, samples[slot].delta)
 		return nil
 	})
+}
+
+// standsFor is of how many queries one is averaged for the mean of a block, where
+// every sequence begins at such a multiple. Means are a fifth of a score, and no
+// part of what is promised: see docs/decisions/cpu-selection.md.
+func (c *Call) standsFor() int {
+	for i := range c.Problem.Sequences {
+		if c.Problem.Sequences[i].Offset%meanQueries != 0 {
+			return 1
+		}
+	}
+	return meanQueries
 }
 
 // rooms are the memory of rules, for the next head or call.
@@ -167,14 +180,20 @@ func (d drawing) rowsOf(block int) (low, high int) {
 
 func (d drawing) blocks() int { return (d.offset+d.rows-1)/d.block - d.offset/d.block + 1 }
 
-// pick draws count distinct rows of a block, rising.
+// pick draws count distinct rows of a block, rising: the first of an order of the
+// whole block's that the chunk has.
 func (d drawing) pick(block, count int) []int32 {
 	low, high := d.rowsOf(block)
 	random := rand.New(rand.NewPCG(d.seed, d.stream<<32|uint64(d.offset/d.block+block)))
 	first := (d.offset/d.block+block)*d.block - d.offset // of the whole block, which may begin before the chunk
-	var rows []int32
-	for _, r := range random.Perm(d.block) {
-		if row := first + r; row >= low && row < high && len(rows) < count {
+	rows, order := make([]int32, 0, count), make([]int, d.block)
+	for i := range order {
+		order[i] = first + i
+	}
+	for i := 0; i < len(order) && len(rows) < count; i++ {
+		j := i + random.IntN(len(order)-i)
+		order[i], order[j] = order[j], order[i]
+		if row := order[i]; row >= low && row < high {
 			rows = append(rows, int32(row))
 		}
 	}

@@ -33,8 +33,8 @@ func TestSimilarityIsTheMeanScore(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer call.Close()
-			queries, _ := call.Session.Pool(context.Background(), true, block)
-			keys, _ := call.Session.Pool(context.Background(), false, block)
+			queries, _ := call.Session.Pool(context.Background(), true, block, 1)
+			keys, _ := call.Session.Pool(context.Background(), false, block, 1)
 			tiles := newTiles(req.BlockExtents(block)[0], block, true, 0)
 			got := call.Similarity(call.QueryMeans(0, block, queries[1]), call.KeyMeans(0, block, keys[0]), tiles.Visible)
 			for row := range tiles.QueryBlocks {

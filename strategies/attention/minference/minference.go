@@ -57,10 +57,10 @@ func selectBlocks(ctx context.Context, call *kernel.Call) (*core.Selection, erro
 	}
 	var queries, keys []hardware.Pooled
 	if patterns.any(blockSparse) {
-		if keys, err = call.Session.Pool(ctx, false, size); err != nil {
+		if keys, err = call.Session.Pool(ctx, false, size, 1); err != nil {
 			return nil, err
 		}
-		if queries, err = call.Session.Pool(ctx, true, size); err != nil {
+		if queries, err = call.Session.Pool(ctx, true, size, 1); err != nil {
 			return nil, err
 		}
 	}

@@ -60,7 +60,7 @@ func (s *session) RowMass(ctx context.Context, sets []hardware.RowSet, blockSize
 	return out, nil
 }
 
-func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardware.Pooled, error) {
+func (s *session) Pool(ctx context.Context, query bool, blockSize, every int) ([]hardware.Pooled, error) {
 	var out []hardware.Pooled
 	for i := range s.sequences {
 		matrices, first := s.sequences[i].Key, 0
@@ -68,7 +68,11 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize int) ([]hardwa
 			matrices, first = s.sequences[i].Query, s.sequences[i].Offset
 		}
 		for _, head := range rows(matrices) {
-			out = append(out, pool(head, first, blockSize, matrices[0].Cols))
+			var some [][]float64
+			for r := 0; r < len(head); r += every {
+				some = append(some, head[r])
+			}
+			out = append(out, pool(some, first/every, blockSize/every, matrices[0].Cols))
 		}
 	}
 	return out, ctx.Err()

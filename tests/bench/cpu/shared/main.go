@@ -108,7 +108,7 @@ func RowMass(step, size C.int) C.int {
 
 //export Pool
 func Pool(query, size C.int) C.int {
-	_, err := open.session.Pool(context.Background(), query != 0, int(size))
+	_, err := open.session.Pool(context.Background(), query != 0, int(size), 1)
 	return result(err)
 }
 
