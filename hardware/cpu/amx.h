@@ -28,23 +28,28 @@ INLINE void load_2_2(const float *c, long stride) {
     _tile_loadd(2, c + 4 * stride, stride);
     _tile_loadd(3, c + 4 * stride + 16, stride);
 }
-// Adds the product of 32 rows of a and two panels of b, over 32 columns: tiles 4 and 5 are rows of a, 6 and 7 of b.
-INLINE void multiply_2_2(const uint16_t *a, long a_stride, const uint16_t *b, long panel) {
-    _tile_loadd(6, b, 64);
-    _tile_loadd(4, a, a_stride);
-    _tile_loadd(7, b + panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
 INLINE void store_2_2(float *c, long stride) {
     _tile_stored(0, c, stride);
     _tile_stored(1, c + 16, stride);
     _tile_stored(2, c + 4 * stride, stride);
     _tile_stored(3, c + 4 * stride + 16, stride);
 }
+
+// What a step of products of 32 columns reads, c[32, 32] += a . b: high halves, or all of it where there
+// are no others, of 32 rows of a and two panels of b, that lie `panel` elements apart; the low halves lie a_low
+// and b_low elements on. a_stride in bytes.
+typedef struct {
+    const uint16_t *a, *b;
+    long a_stride, panel, a_low, b_low;
+} operands;
+
+// Tiles 4 - 7, first of a step. Keys and values must not drive the rest from the first-level cache.
+#define LOAD_A(tile, o, rows, low) _tile_loadd(tile, (o)->a + (rows) * ((o)->a_stride / 2) + (low) * (o)->a_low, (o)->a_stride)
+#define LOAD_B(tile, o, panels, low) _tile_stream_loadd(tile, (o)->b + (panels) * (o)->panel + (low) * (o)->b_low, 64)
+
+// The vector units' work in pipeline.h, some of which is done after each product; NULL: none.
+struct vector_work;
+INLINE void meanwhile(struct vector_work *w);
 
 // Asks for a share of so many lines.
 static inline void prefetch_lines(const void *from, long lines, int part, int parts) {

@@ -169,16 +169,8 @@ static void attend_tile(attention *a, key_tile k, key_tile next) {
     }
 }
 
-#if PIPELINED
-#include "pipeline.h"
-#else
-#define pipeline_takes(a, tiles) 0
-#define attend_pipelined(a, c, tiles) ((void)0)
-#endif
-
-static void finish_row(const trivium_attend *c, attention *a, int r) {
-    int64_t row = a->tile.row[r];
-    float *out = a->out + (long)r * a->out_stride;
+// What the outputs of a row that has seen its keys are to be multiplied with; writes its LSE where that is wanted.
+static float end_row(const trivium_attend *c, const attention *a, int r) {
     float top = a->top[r] * a->tile.unit, sink = c->partial ? -INFINITY : c->sink * LOG2_E;
     float sum = vf_total(vf_load(a->sum + r * LANES)), scale = 0, lse = -INFINITY;
     if (top > -INFINITY || sum != sum) { // a maximum passes over NaN, a sum does not
@@ -191,16 +183,32 @@ static void finish_row(const trivium_attend *c, attention *a, int r) {
         if (c->partial || c->lse) lse = (float)(((double)highest + log2f(total)) * LOG_2);
         if (total != total) scale = lse = total;
     }
-    if (c->partial) {
-        int dim = a->tile.problem->value_dim;
-        float *to = c->partial + (row - c->row) * (dim + 1);
-        for (int j = 0; j < dim; j++) to[j] = out[j] * scale;
-        to[dim] = lse;
+    int64_t row = a->tile.row[r];
+    int dim = a->tile.problem->value_dim;
+    if (c->partial) c->partial[(row - c->row) * (dim + 1) + dim] = lse;
+    else if (c->lse) c->lse[row] = lse;
+    return scale;
+}
+
+static void finish_row(const trivium_attend *c, const attention *a, int r) {
+    int64_t row = a->tile.row[r];
+    const float *out = a->out + (long)r * a->out_stride;
+    float scale = end_row(c, a, r);
+    if (!c->partial) {
+        store_floats(&c->output, row, out, scale);
         return;
     }
-    store_floats(&c->output, row, out, scale);
-    if (c->lse) c->lse[row] = lse;
+    int dim = a->tile.problem->value_dim;
+    float *to = c->partial + (row - c->row) * (dim + 1);
+    for (int j = 0; j < dim; j++) to[j] = out[j] * scale;
 }
+
+#if PIPELINED
+#include "pipeline.h"
+#else
+#define pipeline_takes(a, tiles) 0
+#define attend_pipelined(a, c, count, tiles) ((void)0)
+#endif
 
 static void attend_but(const trivium_attend *c, int32_t count, const trivium_rest *rest, void *scratch) {
     attention a;
@@ -217,20 +225,21 @@ static void attend_but(const trivium_attend *c, int32_t count, const trivium_res
     if (c->head->keys->packed) pack_tiles(p, c->head->keys, tiles);
     key_tiles first = tiles;
     key_tile k = next_tile(&first), next;
-    int pipelined = pipeline_takes(&a, tiles); // clears outputs itself
+    int pipelined = pipeline_takes(&a, tiles); // clears outputs itself, and finishes its rows
     for (int r = 0; r < a.tile.rows; r++) {
-        if (k.keys && c->head->keys->packed) prefetch_tile(p, c->head->keys, k.k0, k.keys, r, a.tile.rows);
         a.top[r] = -INFINITY;
-        if (!pipelined) memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
         vf_store(a.sum + r * LANES, vf_set1(0));
+        if (pipelined) continue;
+        if (k.keys && c->head->keys->packed) prefetch_tile(p, c->head->keys, k.k0, k.keys, r, a.tile.rows);
+        memset(a.out + (long)r * a.out_stride, 0, sizeof(float) * a.out_stride);
     }
-    if (pipelined) attend_pipelined(&a, c, &tiles);
+    if (pipelined) attend_pipelined(&a, c, count, &tiles);
     else for (k = next_tile(&tiles); k.keys && !cancelled(p); k = next) {
         next = next_tile(&tiles);
         attend_tile(&a, k, next);
     }
     END_PRODUCTS();
-    for (int r = 0; r < a.tile.rows; r++) finish_row(&c[r % count], &a, r);
+    for (int r = 0; r < a.tile.rows && !pipelined; r++) finish_row(&c[r % count], &a, r);
 }
 
 static void NAME(attend)(const trivium_attend *c, int32_t count, void *scratch) { attend_but(c, count, NULL, scratch); }

@@ -35,7 +35,16 @@ static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stri
     MEMORY_BARRIER();
     if (add) load_2_2(c, c_stride);
     else zero_2_2();
-    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) multiply_2_2(a, a_stride, b, panel);
+    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) {
+        _tile_loadd(6, b, 64);
+        _tile_loadd(4, a, a_stride);
+        _tile_loadd(7, b + panel, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
     store_2_2(c, c_stride);
     MEMORY_BARRIER();
 }
@@ -101,18 +110,29 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
     }
 }
 
-// A step of the products of pipeline.h, c[32, 32] += a . b: keys and values must not
-// drive the rest from the first-level cache.
-INLINE void step_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low) {
-    (void)a_low, (void)b_low; // of numbers in halves
-    _tile_stream_loadd(6, b, 64);
-    _tile_loadd(4, a, a_stride);
-    _tile_stream_loadd(7, b + panel, 64);
+// For pipeline.h: the products of a step, whose tiles are loaded, each replaced by one of
+// the next step once it is not needed.
+enum { STEP_PRODUCTS = 4 };
+INLINE void load_operands(const operands *o) {
+    LOAD_B(6, o, 0, 0);
+    LOAD_A(4, o, 0, 0);
+    LOAD_B(7, o, 1, 0);
+    LOAD_A(5, o, 16, 0);
+}
+INLINE void step_2_2(const operands *o, const operands *next, struct vector_work *w) {
+    (void)o; // has no low halves
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + 16 * (a_stride / 2), a_stride);
+    meanwhile(w);
     _tile_dpbf16ps(1, 4, 7);
+    LOAD_A(4, next, 0, 0);
+    meanwhile(w);
     _tile_dpbf16ps(2, 5, 6);
+    LOAD_B(6, next, 0, 0);
+    meanwhile(w);
     _tile_dpbf16ps(3, 5, 7);
+    LOAD_A(5, next, 16, 0);
+    LOAD_B(7, next, 1, 0);
+    meanwhile(w);
 }
 
 #include "tiles.h"

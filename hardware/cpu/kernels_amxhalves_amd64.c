@@ -17,40 +17,40 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 #include "halves.h"
 #include "amx.h"
 
-// A step of c[32, 32] += a . b: a and b are high halves, whose low ones lie a_low and
-// b_low elements on, b two panels that lie `panel` elements apart; a_stride in bytes.
-// Keys and values must not drive the rest from the first-level cache.
-INLINE void step_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low) {
-    const uint16_t *below = a + 16 * (a_stride / 2);
-    _tile_stream_loadd(6, b, 64);
-    _tile_loadd(4, a + a_low, a_stride);
-    _tile_stream_loadd(7, b + panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, below + a_low, a_stride);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    _tile_loadd(4, a, a_stride);
-    _tile_loadd(5, below, a_stride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    _tile_stream_loadd(6, b + b_low, 64);
-    _tile_stream_loadd(7, b + panel + b_low, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+INLINE void load_operands(const operands *o) {
+    LOAD_B(6, o, 0, 0);
+    LOAD_A(4, o, 0, 1);
+    LOAD_B(7, o, 1, 0);
+    LOAD_A(5, o, 16, 1);
 }
-
+// Four products, and what is loaded once the tiles are free.
+#define PRODUCTS_2_2(load_4, load_6, load_5, load_7) \
+    _tile_dpbf16ps(0, 4, 6);                         \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(1, 4, 7);                         \
+    load_4;                                          \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(2, 5, 6);                         \
+    load_6;                                          \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(3, 5, 7);                         \
+    load_5;                                          \
+    load_7;                                          \
+    meanwhile(w)
 // c[32, 32] (+)= a[32, 32 steps] . b; c_stride in bytes.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
                                                   long steps, float *c, long c_stride, int add) {
+    operands o = {.a = a, .b = b, .a_stride = a_stride, .panel = panel, .a_low = a_low, .b_low = b_low};
     MEMORY_BARRIER();
     if (add) load_2_2(c, c_stride);
     else zero_2_2();
-    for (long k = 0; k < steps; k++, a += DEPTH, b += 16 * DEPTH) step_2_2(a, a_stride, a_low, b, panel, b_low);
+    struct vector_work *w = NULL;
+    for (; steps; steps--, o.a += DEPTH, o.b += 16 * DEPTH) {
+        load_operands(&o);
+        PRODUCTS_2_2(LOAD_A(4, &o, 0, 0), (void)0, LOAD_A(5, &o, 16, 0), (void)0);
+        PRODUCTS_2_2((void)0, LOAD_B(6, &o, 0, 1), (void)0, LOAD_B(7, &o, 1, 1));
+        PRODUCTS_2_2((void)0, (void)0, (void)0, (void)0);
+    }
     store_2_2(c, c_stride);
     MEMORY_BARRIER();
 }
@@ -122,6 +122,14 @@ static void multiply_values(const weight_t *weight, int rows, const int *limit, 
             product(rows - r, panels, a + steps * DEPTH, TILE * 4L, TILE, last[0][0], HALVES * DEPTH * PANEL, DEPTH * PANEL, 1, c, out_stride * 4L, 1);
         }
     }
+}
+
+// For pipeline.h: a step, whose first tiles are loaded, while those of the next one are.
+enum { STEP_PRODUCTS = 12 };
+INLINE void step_2_2(const operands *o, const operands *next, struct vector_work *w) {
+    PRODUCTS_2_2(LOAD_A(4, o, 0, 0), (void)0, LOAD_A(5, o, 16, 0), (void)0);
+    PRODUCTS_2_2((void)0, LOAD_B(6, o, 0, 1), (void)0, LOAD_B(7, o, 1, 1));
+    PRODUCTS_2_2(LOAD_A(4, next, 0, 1), LOAD_B(6, next, 0, 0), LOAD_A(5, next, 16, 1), LOAD_B(7, next, 1, 0));
 }
 
 #include "tiles.h"

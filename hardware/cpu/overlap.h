@@ -153,27 +153,12 @@ static __attribute__((noinline)) void take_raised(const piece *b, const float *s
     }
 }
 
-// The sums of LANES rows of LANES.
-static inline vf row_totals(const float *sum) {
-    vf t[LANES / 2];
-    for (int i = 0; i < LANES / 2; i++) {
-        vf a = vf_load(sum + 2 * i * LANES), b = vf_load(sum + (2 * i + 1) * LANES);
-        t[i] = vf_add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    }
-    for (int i = 0; i < LANES / 4; i++) {
-        __m512d a = (__m512d)t[2 * i], b = (__m512d)t[2 * i + 1];
-        t[i] = vf_add((vf)_mm512_unpacklo_pd(a, b), (vf)_mm512_unpackhi_pd(a, b));
-    }
-    for (int i = 0; i < 2; i++) t[i] = vf_add(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88), _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
-    return vf_add(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-}
-
 static void finish_piece(const piece *b) {
     const overlapped_rows *a = b->rows;
     const float *sum = a->sum[a->turn[b->from / STRIP]] + b->from * LANES;
     for (int r = 0; r < STRIP; r += LANES) {
         vf_store(b->top + r, vf_load(a->top + b->from + r));
-        if (b->total) vf_store(b->total + r, row_totals(sum + r * LANES));
+        if (b->total) vf_store(b->total + r, sums_of_rows(sum + r * LANES));
     }
 }
 
