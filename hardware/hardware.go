@@ -200,8 +200,8 @@ type Prober interface {
 	// by sequence. The result of head h has a row per block. Queries are pooled
 	// by blocks of their position; the last (and, in a chunk, the first) block
 	// is the mean over the rows it has. Positions bands are not applied. With every
-	// above 1, which divides blockSize and the positions of first queries, the rows
-	// at its multiples stand for all.
+	// above 1, which divides blockSize, rows at its multiples stand for all, in each
+	// sequence that begins at one.
 	Pool(ctx context.Context, query bool, blockSize, every int) ([]Pooled, error)
 }
 

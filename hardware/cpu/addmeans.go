@@ -31,7 +31,7 @@ func (s *session) AddMeans(ctx context.Context, masks []hardware.Blocks) error {
 	if err != nil {
 		return err
 	}
-	values, err := s.poolKeys(ctx, size, func(k *C.trivium_keys) C.trivium_matrix { return k.value })
+	values, err := s.poolKeys(ctx, size, 1, func(k *C.trivium_keys) C.trivium_matrix { return k.value })
 	if err != nil {
 		return err
 	}

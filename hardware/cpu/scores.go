@@ -226,25 +226,20 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize, every int) ([
 	if every < 1 || blockSize%every != 0 {
 		return nil, fmt.Errorf("cpu: every %d rows of blocks of %d: want a divisor", every, blockSize)
 	}
-	some := func(m C.trivium_matrix) C.trivium_matrix {
-		m.rows = (m.rows + C.int64_t(every) - 1) / C.int64_t(every)
-		m.stride *= C.int64_t(every)
-		return m
-	}
 	if query {
-		return s.pool(ctx, blockSize/every, func(i int) (list []C.trivium_matrix) {
+		return s.pool(ctx, blockSize, every, func(i int) (list []C.trivium_matrix) {
 			for h := range s.heads[i] {
-				list = append(list, some(s.heads[i][h].query))
+				list = append(list, s.heads[i][h].query)
 			}
 			return list
-		}, func(q *hardware.Sequence) int { return q.Offset / every })
+		}, func(q *hardware.Sequence) int { return q.Offset })
 	}
-	return s.poolKeys(ctx, blockSize/every, func(k *C.trivium_keys) C.trivium_matrix { return some(k.key) })
+	return s.poolKeys(ctx, blockSize, every, func(k *C.trivium_keys) C.trivium_matrix { return k.key })
 }
 
 // poolKeys pools keys or values.
-func (s *session) poolKeys(ctx context.Context, blockSize int, of func(*C.trivium_keys) C.trivium_matrix) ([]hardware.Pooled, error) {
-	return s.pool(ctx, blockSize, func(i int) (list []C.trivium_matrix) {
+func (s *session) poolKeys(ctx context.Context, blockSize, every int, of func(*C.trivium_keys) C.trivium_matrix) ([]hardware.Pooled, error) {
+	return s.pool(ctx, blockSize, every, func(i int) (list []C.trivium_matrix) {
 		for h := range s.keys[i] {
 			list = append(list, of(&s.keys[i][h]))
 		}
@@ -253,22 +248,28 @@ func (s *session) poolKeys(ctx context.Context, blockSize int, of func(*C.triviu
 }
 
 // pool pools some matrices of each sequence, whose first row is at an offset.
-func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int) []C.trivium_matrix, offset func(*hardware.Sequence) int) ([]hardware.Pooled, error) {
+func (s *session) pool(ctx context.Context, blockSize, every int, of func(sequence int) []C.trivium_matrix, offset func(*hardware.Sequence) int) ([]hardware.Pooled, error) {
 	if blockSize < 1 {
 		return nil, fmt.Errorf("cpu: block size %d: want at least 1", blockSize)
 	}
-	type part struct{ result, block, blocks int }
+	type part struct{ result, block, blocks, size int }
 	const some = 16 // blocks of one part
 	var results []hardware.Pooled
 	var matrices []C.trivium_matrix
 	var offsets []int
 	var parts []part
 	for i := range s.request.Sequences {
-		first := offset(&s.request.Sequences[i])
+		first, step := offset(&s.request.Sequences[i]), every
+		if first%step != 0 {
+			step = 1
+		}
+		first /= step
 		for _, m := range of(i) {
-			blocks := blockCount(first, int(m.rows), blockSize)
+			m.rows = (m.rows + C.int64_t(step) - 1) / C.int64_t(step)
+			m.stride *= C.int64_t(step)
+			blocks := blockCount(first, int(m.rows), blockSize/step)
 			for b := 0; b < blocks; b += some {
-				parts = append(parts, part{len(results), b, min(some, blocks-b)})
+				parts = append(parts, part{len(results), b, min(some, blocks-b), blockSize / step})
 			}
 			results = append(results, hardware.Pooled{Blocks: blocks, Dim: int(m.cols), Data: make([]float32, blocks*int(m.cols))})
 			matrices, offsets = append(matrices, m), append(offsets, first)
@@ -276,8 +277,8 @@ func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int)
 	}
 	err := forEach(ctx, threadCount(s.request.Threads, len(parts)), len(parts), func(_, i int) {
 		p := &parts[i]
-		rows, first := matrices[p.result], (floorDiv(offsets[p.result], blockSize)+p.block)*blockSize-offsets[p.result] // of whole blocks
-		from, to := max(0, first), min(int(rows.rows), first+p.blocks*blockSize)
+		rows, first := matrices[p.result], (floorDiv(offsets[p.result], p.size)+p.block)*p.size-offsets[p.result] // of whole blocks
+		from, to := max(0, first), min(int(rows.rows), first+p.blocks*p.size)
 		rows.data = unsafe.Add(rows.data, from*int(rows.stride)*hardware.Dtype(rows.dtype).Size())
 		rows.rows = C.int64_t(to - from)
 		mean := &results[p.result].Data[p.block*results[p.result].Dim]
@@ -285,7 +286,7 @@ func (s *session) pool(ctx context.Context, blockSize int, of func(sequence int)
 		defer pinned.Unpin()
 		pinned.Pin(mean)
 		call := C.trivium_pool{
-			rows: rows, offset: C.int64_t(offsets[p.result] + from), block_size: C.int64_t(blockSize),
+			rows: rows, offset: C.int64_t(offsets[p.result] + from), block_size: C.int64_t(p.size),
 			mean: (*C.float)(unsafe.Pointer(mean)),
 		}
 		C.trivium_run_pool(s.pooling, &call)

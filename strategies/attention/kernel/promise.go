@@ -23,7 +23,9 @@ const (
 	manyChecks  = 512
 	fewChecksZ  = 3.5
 	manyChecksZ = 3
-	meanQueries = 4 // queries that one stands for in a block's mean
+	// Queries that one stands for in a block's mean, which is a fifth of a score and
+	// no part of what is promised: see docs/decisions/cpu-selection.md.
+	meanQueries = 4
 )
 
 // Promise keeps, of each head, the tiles that force keeps and the fewest others
@@ -44,7 +46,7 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 	if err != nil {
 		return nil, err
 	}
-	queries, err := c.Prober.Pool(ctx, true, blockSize, c.standsFor())
+	queries, err := c.Prober.Pool(ctx, true, blockSize, meanQueries)
 	if err != nil {
 		return nil, err
 	}
@@ -65,18 +67,6 @@ func (c *Call) Promise(ctx context.Context, blockSize int, force func(h *Head)) 
 		h.keep(rule.Find(), forced, samples[slot].delta)
 		return nil
 	})
-}
-
-// standsFor is of how many queries one is averaged for the mean of a block, where
-// every sequence begins at such a multiple. Means are a fifth of a score, and no
-// part of what is promised: see docs/decisions/cpu-selection.md.
-func (c *Call) standsFor() int {
-	for i := range c.Problem.Sequences {
-		if c.Problem.Sequences[i].Offset%meanQueries != 0 {
-			return 1
-		}
-	}
-	return meanQueries
 }
 
 // rooms are the memory of rules, for the next head or call.

@@ -67,12 +67,16 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize, every int) ([
 		if query {
 			matrices, first = s.sequences[i].Query, s.sequences[i].Offset
 		}
+		step := every
+		if first%step != 0 {
+			step = 1
+		}
 		for _, head := range rows(matrices) {
 			var some [][]float64
-			for r := 0; r < len(head); r += every {
+			for r := 0; r < len(head); r += step {
 				some = append(some, head[r])
 			}
-			out = append(out, pool(some, first/every, blockSize/every, matrices[0].Cols))
+			out = append(out, pool(some, first/step, blockSize/step, matrices[0].Cols))
 		}
 	}
 	return out, ctx.Err()
