@@ -13,6 +13,11 @@ it gets the blocks wholly seen as full and those of the diagonal as partial.
 Shares are of the matrix product of the same round, and count the pairs that are
 seen. "bound_over_flex" is what a kernel at .95 of that product would make.
 
+AMX takes 15 cycles for a product of tiles on some processors of a virtual machine and 55 - 80
+on others, seconds later on others again. --quiet names the program of quiet/quiet.c; rounds then run on the
+processors that it finds best just before, which tells versions apart that the others hide.
+--against takes other builds of the library, measured in the same rounds.
+
 Prints a line of JSON. Build the library first:
 
     go build -buildmode=c-shared -o build/bench/libshared.so ./tests/bench/cpu/shared
@@ -22,7 +27,10 @@ Prints a line of JSON. Build the library first:
 import argparse
 import ctypes
 import json
+import os
+import pathlib
 import statistics
+import subprocess
 import time
 
 import numpy as np
@@ -96,11 +104,19 @@ def compiled_flex(q, k, v, rowptr, columns):
     return (lambda: run(q, k, v, block_mask=sparse, enable_gqa=gqa), lambda: run(q, k, v, block_mask=dense, enable_gqa=gqa))
 
 
-def rounds(count, operations):
+def pin(quiet, threads):
+    """All threads of this process to as many of the quietest processors; quiet: the program of quiet/quiet.c."""
+    best = subprocess.run([quiet, str(threads)], stdout=subprocess.PIPE, check=True).stdout.split()
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), map(int, best))
+
+
+def rounds(count, operations, before_each=lambda: None):
     """Seconds of each operation in each round, run in turn, by the wall clock and of the
     processor; one round warms up."""
     walls, processor = {name: [] for name in operations}, {name: [] for name in operations}
     for r in range(count + 1):
+        before_each()
         for name, run in operations.items():
             time.sleep(PAUSE)
             start, before = time.perf_counter(), time.process_time()
@@ -138,6 +154,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processor", action="store_true", help="compare processor time; for one thread")
     parser.add_argument("--flex", action="store_true", help="also compiled flex_attention, on the same masks (needs a C++ compiler)")
+    parser.add_argument("--quiet", default="", help="program of quiet/quiet.c: each round runs on the quietest processors")
+    parser.add_argument("--against", nargs="+", default=[], help="other builds of the library")
     parser.add_argument("--skip-index", action="store_true", help="attention alone")
     a = parser.parse_args()
     if a.processor and a.threads != 1:
@@ -146,6 +164,7 @@ def main():
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     lib = ctypes.CDLL(a.library)
+    others = {pathlib.Path(path).name: ctypes.CDLL(path) for path in a.against}
     dtype, number = DTYPES[a.dtype]
     q = torch.randn(a.heads, rows, a.dim).to(dtype)
     k, v = (torch.randn(a.kv_heads, a.n, a.dim).to(dtype) for _ in range(2))
@@ -162,13 +181,13 @@ def main():
         if status:
             raise SystemExit("the library refused: see its code")
 
-    def opened():
+    def opened(lib=lib):
         out = torch.empty_like(q)
         check(lib.OpenProblem(a.isa.encode(), *(ctypes.c_void_p(t.data_ptr()) for t in (q, k, v, out)), *shape))
         return out
 
-    def attended(mask=None):
-        out = opened()
+    def attended(mask=None, lib=lib):
+        out = opened(lib)
         check(lib.Prepare())
         check(lib.Attend(0, None, None) if mask is None else lib.Attend(BLOCK, *(x.ctypes.data_as(ctypes.c_void_p) for x in mask)))
         lib.Close()
@@ -200,6 +219,9 @@ def main():
     }
     for name, mask in masks.items():
         operations[name] = lambda mask=mask: attended(mask)
+    for other, its in others.items():
+        operations |= {f"{name}@{other}": lambda mask=mask, its=its: attended(mask, its) for name, mask in {"dense": None, **masks}.items()}
+    for name, mask in masks.items():
         if not a.flex:
             continue
         operations[name + "_flex"], operations["dense_flex"] = compiled_flex(*wide, *mask)
@@ -207,7 +229,7 @@ def main():
         if difference > 10 * budget:
             raise SystemExit(f"flex_attention differs by {difference}: it has another mask")
         errors[name + "_flex"] = difference
-    walls, processor = rounds(a.rounds, operations)
+    walls, processor = rounds(a.rounds, operations, (lambda: pin(a.quiet, a.threads)) if a.quiet else lambda: None)
     times = processor if a.processor else walls
     pairs = {"sdpa": seen_pairs(a.n, rows, a.heads), "dense": seen_pairs(a.n, rows, a.heads)}
     pairs |= {name: seen_pairs(a.n, rows, a.heads, mask) for name, mask in masks.items()}
@@ -218,6 +240,8 @@ def main():
               "rounds": a.rounds, "density": densities, "clock": "processor" if a.processor else "wall", "errors": errors, "gemm_gflops": spread([p / 1e9 for p in peak], 1),
               "ms": {name: spread([1e3 * s for s in t], 3) for name, t in times.items()}, "share_of_gemm": share,
               "over_sdpa": {name: over(name, "sdpa") for name in ("dense", *masks)}}
+    if others:
+        result["against"] = {name: {other: over(name, f"{name}@{other}") for other in others} for name in ("dense", *masks)}
     if a.flex and masks:
         result["over_flex"] = {name: over(name, name + "_flex") for name in ("dense", *masks)}
         result["bound_over_flex"] = {name: spread([f * p * 0.95 / (4 * a.dim * pairs[name]) for f, p in zip(times[name + "_flex"], peak, strict=True)], 2) for name in masks}
