@@ -240,6 +240,19 @@ func openFiles(t testing.TB) int {
 	return len(fds)
 }
 
+// settled is a count that has not changed for a quarter of a second.
+func settled(count func() int) int {
+	const unchanged = 25
+	last := count()
+	for same := 0; same < unchanged; same++ {
+		time.Sleep(10 * time.Millisecond)
+		if now := count(); now != last {
+			last, same = now, 0
+		}
+	}
+	return last
+}
+
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
