@@ -205,6 +205,15 @@ type Prober interface {
 	Pool(ctx context.Context, query bool, blockSize, every int) ([]Pooled, error)
 }
 
+// PoolStep is of how many rows one stands for all in a sequence that begins at a
+// position, where Pool is asked for one of every.
+func PoolStep(position, every int) int {
+	if position%every != 0 {
+		return 1
+	}
+	return every
+}
+
 // Session is a prepared attention call, for one goroutine at a time. A call
 // that is cancelled returns the error of its context; what it wrote is void.
 type Session interface {

@@ -51,6 +51,28 @@ typedef struct {
 struct vector_work;
 INLINE void meanwhile(struct vector_work *w);
 
+// Loads what the first four products of a step read: those with the low halves of a, if there are any.
+INLINE void load_operands(const operands *o) {
+    LOAD_B(6, o, 0, 0);
+    LOAD_A(4, o, 0, HALVES - 1);
+    LOAD_B(7, o, 1, 0);
+    LOAD_A(5, o, 16, HALVES - 1);
+}
+// Four products, and what is loaded once the tiles are free.
+#define PRODUCTS_2_2(load_4, load_6, load_5, load_7) \
+    _tile_dpbf16ps(0, 4, 6);                         \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(1, 4, 7);                         \
+    load_4;                                          \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(2, 5, 6);                         \
+    load_6;                                          \
+    meanwhile(w);                                    \
+    _tile_dpbf16ps(3, 5, 7);                         \
+    load_5;                                          \
+    load_7;                                          \
+    meanwhile(w)
+
 // Asks for a share of so many lines.
 static inline void prefetch_lines(const void *from, long lines, int part, int parts) {
     for (long i = lines * part / parts; i < lines * (part + 1) / parts; i++) __builtin_prefetch((const char *)from + 64 * i, 0, 2);

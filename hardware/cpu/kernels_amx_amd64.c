@@ -113,26 +113,9 @@ static void multiply_values(const uint16_t *weight, int rows, const int *limit, 
 // For pipeline.h: the products of a step, whose tiles are loaded, each replaced by one of
 // the next step once it is not needed.
 enum { STEP_PRODUCTS = 4 };
-INLINE void load_operands(const operands *o) {
-    LOAD_B(6, o, 0, 0);
-    LOAD_A(4, o, 0, 0);
-    LOAD_B(7, o, 1, 0);
-    LOAD_A(5, o, 16, 0);
-}
 INLINE void step_2_2(const operands *o, const operands *next, struct vector_work *w) {
     (void)o; // has no low halves
-    _tile_dpbf16ps(0, 4, 6);
-    meanwhile(w);
-    _tile_dpbf16ps(1, 4, 7);
-    LOAD_A(4, next, 0, 0);
-    meanwhile(w);
-    _tile_dpbf16ps(2, 5, 6);
-    LOAD_B(6, next, 0, 0);
-    meanwhile(w);
-    _tile_dpbf16ps(3, 5, 7);
-    LOAD_A(5, next, 16, 0);
-    LOAD_B(7, next, 1, 0);
-    meanwhile(w);
+    PRODUCTS_2_2(LOAD_A(4, next, 0, 0), LOAD_B(6, next, 0, 0), LOAD_A(5, next, 16, 0), LOAD_B(7, next, 1, 0));
 }
 
 #include "tiles.h"

@@ -17,26 +17,6 @@ enum { KEY_STEP = 32, PASS_ROWS = 32 };
 #include "halves.h"
 #include "amx.h"
 
-INLINE void load_operands(const operands *o) {
-    LOAD_B(6, o, 0, 0);
-    LOAD_A(4, o, 0, 1);
-    LOAD_B(7, o, 1, 0);
-    LOAD_A(5, o, 16, 1);
-}
-// Four products, and what is loaded once the tiles are free.
-#define PRODUCTS_2_2(load_4, load_6, load_5, load_7) \
-    _tile_dpbf16ps(0, 4, 6);                         \
-    meanwhile(w);                                    \
-    _tile_dpbf16ps(1, 4, 7);                         \
-    load_4;                                          \
-    meanwhile(w);                                    \
-    _tile_dpbf16ps(2, 5, 6);                         \
-    load_6;                                          \
-    meanwhile(w);                                    \
-    _tile_dpbf16ps(3, 5, 7);                         \
-    load_5;                                          \
-    load_7;                                          \
-    meanwhile(w)
 // c[32, 32] (+)= a[32, 32 steps] . b; c_stride in bytes.
 static __attribute__((noinline)) void product_2_2(const uint16_t *a, long a_stride, long a_low, const uint16_t *b, long panel, long b_low,
                                                   long steps, float *c, long c_stride, int add) {

@@ -87,7 +87,7 @@ typedef struct {
     float *sum;               // before: the sums without the piece
     weight_t *kept;
     int64_t stride;
-    vf unit, top;             // top: the largest of what rows add to their sums, as integers: a row that is NaN must not hide others
+    vf unit, most;            // the greatest of what rows have added to their sums
     int pairs, each;          // pairs of rows that are left, and how many of them follow a product
 } taking;
 
@@ -99,7 +99,7 @@ static taking start_taking(const piece *b, const float *score) {
     const float *before = b->begins ? no_sums : a->sum[*turn] + b->from * LANES;
     *turn ^= 1;
     return (taking){
-        .score = score, .reference = a->reference + b->from, .unit = vf_set1(a->tile.unit), .top = vf_set1(0), .pairs = STRIP / 2,
+        .score = score, .reference = a->reference + b->from, .unit = vf_set1(a->tile.unit), .most = vf_set1(0), .pairs = STRIP / 2,
         .before = before, .sum = a->sum[*turn] + b->from * LANES,
         .kept = a->kept ? a->kept + b->from * a->stride + b->k0 : NULL, .stride = a->stride,
     };
@@ -110,7 +110,7 @@ INLINE void take_row(taking *w, int r, const int keep) {
     vf x = exp2_flushed(vf_fma(vf_load(w->score + r * CHUNK), w->unit, reference));
     vf y = exp2_flushed(vf_fma(vf_load(w->score + r * CHUNK + LANES), w->unit, reference));
     vf part = vf_add(x, y);
-    w->top = (vf)_mm512_max_epu32((__m512i)w->top, (__m512i)part);
+    w->most = greatest_sum(w->most, part);
     vf_store(w->sum + r * LANES, vf_add(vf_load(w->before + r * LANES), part));
     if (!keep) return;
     keep_weight(w->kept + r * w->stride, x);
@@ -135,7 +135,7 @@ static __attribute__((noinline)) void take_raised(const piece *b, const float *s
     int turn = a->turn[b->from / STRIP];
     for (int r = 0; r < STRIP; r++) {
         int row = b->from + r;
-        float high = vf_highest(vf_max(vf_load(score + r * CHUNK), vf_load(score + r * CHUNK + LANES)));
+        float high = vf_highest(row_maximum(score + r * CHUNK, CHUNK));
         if (!(high * unit + a->reference[row] > SLACK)) continue;
         vf shrink = vf_set1(a->top[row] > -INFINITY ? exp2_scalar((a->top[row] - high) * unit) : 1); // else all that there is is zero
         a->top[row] = high;
@@ -211,7 +211,7 @@ INLINE void run_stage(overlap *o, const int keep) {
     }
     while (w.pairs) take_pair(&w, keep);
     MEMORY_BARRIER();
-    if (__builtin_expect(_mm512_cmpgt_epu32_mask((__m512i)w.top, (__m512i)vf_set1(1 << SLACK)) != 0, 0)) take_raised(b, before, keep);
+    if (__builtin_expect(some_far_above(w.most), 0)) take_raised(b, before, keep);
     if (b->rows && b->top) finish_piece(b);
     ask_some(o);
     o->stages++;

@@ -127,11 +127,20 @@ static inline vf sums_of_rows(const float *sum) {
     return sum_of_rows(row);
 }
 
+// The greatest of sums, as integers, since a row that is NaN must not hide what others need.
+INLINE vf greatest_sum(vf most, vf part) { return (vf)_mm512_max_epu32((__m512i)most, (__m512i)part); }
+
+// Whether some score lies far above its maximum. Sums are looked at, which are fewer: two exponentials of 2^(SLACK - 1)
+// say so without need.
+INLINE int some_far_above(vf most) {
+    return _mm512_cmpgt_epu32_mask((__m512i)most, (__m512i)vf_set1(1 << SLACK)) != 0;
+}
+
 // The maxima of a strip that nothing has been seen of, from its first chunk.
 static void begin_tops(pipeline *l, const float *score) {
     for (int r = 0; r < STRIP; r += LANES) {
         vf row[LANES], none = vf_set1(-INFINITY);
-        for (int i = 0; i < LANES; i++) row[i] = vf_max(vf_load(score + (r + i) * CHUNK), vf_load(score + (r + i) * CHUNK + LANES));
+        for (int i = 0; i < LANES; i++) row[i] = row_maximum(score + (r + i) * CHUNK, CHUNK);
         vf top = maximum_of_rows(row);
         __mmask16 seen = _mm512_cmp_ps_mask(top, none, _CMP_GT_OQ); // nor NaN
         vf_store(l->a->top + l->weighed.from + r, _mm512_mask_blend_ps(seen, none, top));
@@ -144,7 +153,7 @@ static __attribute__((noinline)) void raise_tops(pipeline *l, const float *score
     attention *a = l->a;
     for (int r = 0; r < STRIP; r++) {
         int row = l->weighed.from + r;
-        float high = vf_highest(vf_max(vf_load(score + r * CHUNK), vf_load(score + r * CHUNK + LANES)));
+        float high = vf_highest(row_maximum(score + r * CHUNK, CHUNK));
         if (!(high * l->unit + l->reference[row] > SLACK)) continue;
         if (a->top[row] > -INFINITY) {
             float shrink = exp2_scalar((a->top[row] - high) * l->unit), *sum = l->sum[l->summed[row / STRIP]] + row * LANES;
@@ -176,8 +185,7 @@ INLINE void weigh_chunk_row(struct vector_work *w, long r) {
     vf x = exp2_flushed(vf_fma(vf_load(w->score + r * CHUNK), w->unit, reference));
     vf y = exp2_flushed(vf_fma(vf_load(w->score + r * CHUNK + LANES), w->unit, reference));
     vf part = vf_add(x, y);
-    // As integers, since a row that is NaN must not hide what others need.
-    w->most = (vf)_mm512_max_epu32((__m512i)w->most, (__m512i)part);
+    w->most = greatest_sum(w->most, part);
     vf_store(w->sum + r * LANES, vf_add(vf_load(w->before + r * LANES), part));
     store_weights(w->weight + r * TILE, w->column, x, y);
     if (r % GROUP == 0) ask(w->l, w->l->weighed.asks);
@@ -228,8 +236,7 @@ static void end_work(pipeline *l, struct vector_work *w) {
     while (w->row < w->rows) work_row(w);
     l->first = l->end = 0;
     if (!w->score) return;
-    // Of the sums, which are fewer: two weights of 2^(SLACK - 1) look without need.
-    if (__builtin_expect(_mm512_cmpgt_epu32_mask((__m512i)w->most, (__m512i)vf_set1(1 << SLACK)) != 0, 0)) {
+    if (__builtin_expect(some_far_above(w->most), 0)) {
         raise_tops(l, w->score);
         for (long r = 0; r < STRIP; r++) weigh_chunk_row(w, r);
     }

@@ -259,10 +259,8 @@ func (s *session) pool(ctx context.Context, blockSize, every int, of func(sequen
 	var offsets []int
 	var parts []part
 	for i := range s.request.Sequences {
-		first, step := offset(&s.request.Sequences[i]), every
-		if first%step != 0 {
-			step = 1
-		}
+		first := offset(&s.request.Sequences[i])
+		step := hardware.PoolStep(first, every)
 		first /= step
 		for _, m := range of(i) {
 			m.rows = (m.rows + C.int64_t(step) - 1) / C.int64_t(step)

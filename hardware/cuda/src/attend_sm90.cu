@@ -37,11 +37,12 @@ constexpr int kOut = HEAD_DIM / 2;                           // accumulator regi
 // A tile as 64 of its rows see it: flags and key block. Of the two rotations, far tiles take the second; border tiles have
 // keys for either. kTurn: the queries are turned once they are multiplied with this tile; kSave: the next tile is a border
 // and needs them as they were; kSides: the next tile is a border or turns the queries; kMask: the rows may not see all of
-// the tile; kNear: the item has no far or border tile; kOther: the halves of a border tile's keys with some on its other side;
+// the tile; kNear: the item has no far or border tile; kOther: the first half of a border tile's keys has some on its other side,
+// kOther << 1: the second;
 // kFirst: the first of its item.
 enum : u32 {
   kLast = 1u << 31, kFar = 1u << 30, kBorder = 1u << 29, kNear = 1u << 28, kTurn = 1u << 27, kSave = 1u << 26, kMask = 1u << 25,
-  kSides = 1u << 24, kOther = 3u << 22, kFirst = 1u << 21, kColumn = BAND_COUNT == 2 ? (1u << 21) - 1 : (1u << 25) - 1
+  kSides = 1u << 24, kOther = 1u << 22, kFirst = 1u << 21, kColumn = BAND_COUNT == 2 ? (1u << 21) - 1 : (1u << 25) - 1
 };
 #if defined(BANDS) && !defined(TURN)
 constexpr bool kCopied = true;  // the second rotation
@@ -96,8 +97,8 @@ __device__ __forceinline__ bool has_far(const AttendArgs& a, int low, int column
 // The halves of the keys of a border tile that have some on its far or near side.
 __device__ __forceinline__ u32 halves_of(const AttendArgs& a, int low, int column, bool far) {
   const int distance = low - column * kTile - a.band;  // of the first row and key, counted from the border
-  return far ? (distance + 63 >= 0 ? kOther / 3 : 0) | (distance - 1 >= 0 ? kOther / 3 * 2 : 0)
-             : (distance - 63 < 0 ? kOther / 3 : 0) | (distance - 127 < 0 ? kOther / 3 * 2 : 0);
+  return far ? (distance + 63 >= 0 ? kOther : 0) | (distance - 1 >= 0 ? kOther << 1 : 0)
+             : (distance - 63 < 0 ? kOther : 0) | (distance - 127 < 0 ? kOther << 1 : 0);
 }
 
 // What the second rotation makes of column i of an item, for 64 rows from position low on.
@@ -301,6 +302,11 @@ __device__ __forceinline__ void clear(float (&o)[kOut]) {
   for (int i = 0; i < kOut; ++i) o[i] = 0.0f;
 }
 
+__device__ __forceinline__ void scale_rows(float (&o)[kOut], const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < kOut; ++i) o[i] *= factor[(i >> 1) & 1];
+}
+
 __device__ __forceinline__ void pack_scores(u32 (&p)[8][4], const float (&s)[64]) {
 #pragma unroll
   for (int kk = 0; kk < 8; ++kk)
@@ -402,7 +408,7 @@ __device__ __forceinline__ void join_sides(float (&s)[64], const AttendArgs& a, 
   const int first = item.seq.q_offset + item.block * kTile + row_in_tile + lane / 4 - (int)(info & kColumn) * kTile - 2 * (lane & 3) - a.band;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (!(info & (kOther / 3) << half)) continue;
+    if (!(info & kOther << half)) continue;
     float x[32];
     const u64 kd = descriptor(k + half * 64 * 128, 16);
     pin(x);
@@ -488,7 +494,20 @@ __device__ __forceinline__ void save_query(u32 (&q)[kHalves * 4][4], u32 warp_ro
 
 // A warp is done with a query tile.
 #define RELEASE(barrier) do { __syncwarp(); if (lane == 0) barrier_arrive(BAR(barrier)); } while (0)
-#define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); } while (0)
+// It is done with the tile of keys, or of values, and the next one is in the next slot.
+#define RELEASE_KEYS() do { if (lane == 0) barrier_arrive(BAR(k_empty[kr.slot])); kr.next(); } while (0)
+#define RELEASE_VALUES() do { if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot])); vr.next(); } while (0)
+// The scores of the tile of keys, and behind them the weights of the tile before times its values, which may be added to o.
+#define MULTIPLY_BOTH(add) do { \
+    pin(s); \
+    pin(o); \
+    wgmma_fence(); \
+    product_qk(s, q, k_ring + kr.slot * kTileBytes); \
+    wgmma_commit(); \
+    barrier_wait(BAR(v_full[vr.slot]), vr.phase); \
+    product_pv(o, p, v_ring + vr.slot * kTileBytes, add); \
+    wgmma_commit(); \
+  } while (0)
 // The rest of the item takes the second rotation, but a second border, for which the first one is saved.
 #ifdef TURN
 #define TURN_QUERY() do { \
@@ -572,7 +591,6 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     }
 #endif
     RELEASE_KEYS();
-    kr.next();
     limit_scores(s, a, item, info, row_in_tile);
     softmax<true>(s, st, rescale, scale_log2);
     pack_scores(p, s);
@@ -582,29 +600,17 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
         const bool add = adds(info);
         info = tile_info(sh, kr.slot, group);
-        pin(s);
-        pin(o);
-        wgmma_fence();
-        product_qk(s, q, k_ring + kr.slot * kTileBytes);
-        wgmma_commit();
-        barrier_wait(BAR(v_full[vr.slot]), vr.phase);
-        product_pv(o, p, v_ring + vr.slot * kTileBytes, add);
-        wgmma_commit();
+        MULTIPLY_BOTH(add);
         wgmma_wait<1>();
         pin(s);
         RELEASE_KEYS();
-        kr.next();
         limit_scores(s, a, item, info, row_in_tile);
         const bool grew = softmax<false>(s, st, rescale, scale_log2);
         hold_wait(st);
         wgmma_wait<0>();
         pin(o);
-        if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
-        vr.next();
-        if (grew) {
-#pragma unroll
-          for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
-        }
+        RELEASE_VALUES();
+        if (grew) scale_rows(o, rescale);
         pack_scores(p, s);
       }
 #ifdef BANDS
@@ -617,29 +623,17 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
         barrier_wait(BAR(k_full[kr.slot]), kr.phase);
         const bool add = adds(info);
         info = tile_info(sh, kr.slot, group);
-        pin(s);
-        pin(o);
-        wgmma_fence();
-        product_qk(s, q, k_ring + kr.slot * kTileBytes);
-        wgmma_commit();
-        barrier_wait(BAR(v_full[vr.slot]), vr.phase);
-        product_pv(o, p, v_ring + vr.slot * kTileBytes, add);
-        wgmma_commit();
+        MULTIPLY_BOTH(add);
         wgmma_wait<kCopied ? 0 : 1>();
         pin(s);
         if (info & kTurn) TURN_QUERY();
         wgmma_wait<0>();
         pin(o);
-        if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
-        vr.next();
+        RELEASE_VALUES();
         JOIN_SIDES();
         RELEASE_KEYS();
-        kr.next();
         limit_scores(s, a, item, info, row_in_tile);
-        if (softmax<false>(s, st, rescale, scale_log2)) {
-#pragma unroll
-          for (int i = 0; i < kOut; ++i) o[i] *= rescale[(i >> 1) & 1];
-        }
+        if (softmax<false>(s, st, rescale, scale_log2)) scale_rows(o, rescale);
         pack_scores(p, s);
         continue;
       }
@@ -653,26 +647,17 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
       if (BAND_COUNT == 2 && (info & (kFar | kBorder))) break;  // rare, and not worth the code of a turn here
       // The first scores of the next item and the last product of this one go to the tensor cores together.
       RELEASE(q_empty);
-      pin(s);
-      pin(o);
-      wgmma_fence();
-      product_qk(s, q, k_ring + kr.slot * kTileBytes);
-      wgmma_commit();
-      barrier_wait(BAR(v_full[vr.slot]), vr.phase);
-      product_pv(o, p, v_ring + vr.slot * kTileBytes, last_adds);
-      wgmma_commit();
+      MULTIPLY_BOTH(last_adds);
       wgmma_wait<1>();
       pin(s);
       RELEASE_KEYS();
-      kr.next();
       const RowState finished = st;
       limit_scores(s, a, next, info, row_in_tile);
       softmax<true>(s, st, rescale, scale_log2);
       hold_wait(st);
       wgmma_wait<0>();
       pin(o);
-      if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
-      vr.next();
+      RELEASE_VALUES();
       pack_scores(p, s);
       finish(a, item, o, finished, scale_log2, stage, map_out, row_in_tile);
       item = next;
@@ -686,8 +671,7 @@ __device__ __forceinline__ void consume(const AttendArgs& a, Shared* sh, u32 q_t
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
-    if (lane == 0) barrier_arrive(BAR(v_empty[vr.slot]));
-    vr.next();
+    RELEASE_VALUES();
     finish(a, item, o, st, scale_log2, stage, map_out, row_in_tile);
   }
   bulk_wait_read();  // shared memory ends with the block

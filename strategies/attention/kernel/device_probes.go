@@ -145,11 +145,9 @@ func (d deviceProber) Pool(ctx context.Context, query bool, blockSize, every int
 	if query {
 		t, offset = d.part.ArrivedQuery, d.part.Offset
 	}
-	if offset%every != 0 {
-		every = 1
-	}
-	t.Rows, t.Stride = ceilDiv(t.Rows, every), t.Stride*int64(every)
-	at, blocks, err := d.call.Work.Pool(t, d.call.Half, offset/every, blockSize/every)
+	step := hardware.PoolStep(offset, every)
+	t.Rows, t.Stride = ceilDiv(t.Rows, step), t.Stride*int64(step)
+	at, blocks, err := d.call.Work.Pool(t, d.call.Half, offset/step, blockSize/step)
 	if err != nil {
 		return nil, err
 	}

@@ -67,10 +67,7 @@ func (s *session) Pool(ctx context.Context, query bool, blockSize, every int) ([
 		if query {
 			matrices, first = s.sequences[i].Query, s.sequences[i].Offset
 		}
-		step := every
-		if first%step != 0 {
-			step = 1
-		}
+		step := hardware.PoolStep(first, every)
 		for _, head := range rows(matrices) {
 			var some [][]float64
 			for r := 0; r < len(head); r += step {
