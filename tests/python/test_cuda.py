@@ -296,9 +296,8 @@ def test_freed_memory_goes_back() -> None:
     from trivium import _cuda
 
     shape = (1, 8, 65536, 128)  # 128 MiB, a block of its own
-    torch.cuda.empty_cache()
-    before = torch.cuda.mem_get_info()[0]
-    for round in range(6):
+    before = 0
+    for round in range(7):
         x = torch.randn(shape, device=DEVICE, dtype=torch.float32).to(torch.bfloat16)
         out, lse = trivium.attention(x[:, :, :256], x[:, :, :256], x[:, :, :256], strategy="dense", return_lse=True)
         check(out, lse, reference(x[:, :, :256], x[:, :, :256], x[:, :, :256]), torch.bfloat16)
@@ -306,6 +305,8 @@ def test_freed_memory_goes_back() -> None:
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        if round == 0:  # what both processes take for themselves is no loss
+            before = torch.cuda.mem_get_info()[0]
     _cuda.lender(DEVICE).shared.sweep()
     assert before - torch.cuda.mem_get_info()[0] < 256 << 20
 
