@@ -147,6 +147,17 @@ def test_reports_say_how_their_bound_was_made(rng: np.random.Generator) -> None:
     assert all(h.bound == "proven" and h.coverage_lower == (1 if h.density == 1 else 0.7) for h in promised.heads)
 
 
+@pytest.mark.parametrize("wanting", ["query", "key", "value"])
+def test_a_gradient_does_not_end_here_silently(wanting: str) -> None:
+    inputs = {name: torch.randn(1, 2, 32, 16) for name in ("query", "key", "value")}
+    inputs[wanting].requires_grad_()
+    with pytest.raises(trivium.InvalidArgument, match=f"{wanting} requires grad") as caught:
+        trivium.attention(*inputs.values(), strategy="dense")
+    assert "no_grad" in caught.value.hint
+    with torch.no_grad():
+        assert not trivium.attention(*inputs.values(), strategy="dense").requires_grad
+
+
 def test_custom_mask_forms_agree(rng: np.random.Generator) -> None:
     q, k, v = tensors(rng, q_len=100)
     blocks = -(-100 // 16)

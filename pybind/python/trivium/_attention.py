@@ -188,7 +188,8 @@ def attention(
     Raises
     ------
     InvalidArgument
-        Shapes, dtypes or parameters that do not fit, with what would.
+        Shapes, dtypes or parameters that do not fit, with what would; a tensor that requires
+        grad while torch records gradients, since there are none of attention.
     UnknownStrategy, PluginCrashed, PluginRefused, DeadlineExceeded
     """
     if isinstance(q, str):
@@ -197,6 +198,7 @@ def attention(
         return Attention(q, params if precision is None else {**params, "precision": precision})
     if k is None or v is None:
         raise InvalidArgument("query, key and value are needed")
+    _tensor.refuse_gradients(query=q, key=k, value=v)
     strategy, own_precision = _apart(strategy)
     precision = precision or own_precision
     if mask is not None and not isinstance(mask, BlockMask):

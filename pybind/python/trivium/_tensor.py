@@ -113,6 +113,20 @@ def describe(x: Any, name: str, *, writable: bool = False, empty: bool = False) 
     return array
 
 
+def refuse_gradients(**inputs: Any) -> None:
+    """Raise InvalidArgument for a torch tensor whose gradient would silently end here."""
+    wanting = [name for name, x in inputs.items() if getattr(x, "requires_grad", False)]
+    if not wanting:
+        return
+    import torch
+
+    if torch.is_grad_enabled():
+        raise InvalidArgument(
+            f"{wanting[0]} requires grad, and attention has no gradient: want a forward pass without one",
+            hint="call under torch.no_grad() or torch.inference_mode()",
+        )
+
+
 def _find(x: Any, name: str, writable: bool) -> Array | None:
     if isinstance(x, np.ndarray):
         return _describe_numpy(x, name, writable)

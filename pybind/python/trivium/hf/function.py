@@ -56,7 +56,7 @@ def _forward(
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [batch, q_heads, q_len, head_dim] -> output [batch, q_len, q_heads, head_dim]."""
-    _refuse(query, dropout, position_bias)
+    _refuse(dropout, position_bias)
     seen = attention_mask
     if not isinstance(seen, Visibility):
         seen = _without_mask(module, query, key, attention_mask, is_causal)
@@ -88,12 +88,7 @@ def _forward(
     return output, None
 
 
-def _refuse(query: torch.Tensor, dropout: float, position_bias: Any) -> None:
-    if torch.is_grad_enabled() and query.requires_grad:
-        raise InvalidArgument(
-            "attention has no gradient: want a forward pass without one",
-            hint="run the model under torch.no_grad() or torch.inference_mode()",
-        )
+def _refuse(dropout: float, position_bias: Any) -> None:
     if dropout:
         raise InvalidArgument(f"attention: dropout {dropout:g}: want 0", hint="call model.eval()")
     if position_bias is not None:
