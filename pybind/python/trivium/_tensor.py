@@ -115,14 +115,14 @@ def describe(x: Any, name: str, *, writable: bool = False, empty: bool = False) 
 
 def refuse_gradients(**inputs: Any) -> None:
     """Raise InvalidArgument for a torch tensor whose gradient would silently end here."""
-    wanting = [name for name, x in inputs.items() if getattr(x, "requires_grad", False)]
-    if not wanting:
+    wanting = next((name for name, x in inputs.items() if getattr(x, "requires_grad", False)), None)
+    if wanting is None:
         return
     import torch
 
     if torch.is_grad_enabled():
         raise InvalidArgument(
-            f"{wanting[0]} requires grad, and attention has no gradient: want a forward pass without one",
+            f"{wanting} requires grad, and there is no gradient of attention: want a forward pass without one",
             hint="call under torch.no_grad() or torch.inference_mode()",
         )
 

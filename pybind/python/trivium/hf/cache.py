@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from trivium._errors import DeviceUnavailable, InvalidArgument
-from trivium._tensor import empty
+from trivium._tensor import empty, refuse_gradients
 
 if TYPE_CHECKING:
     from transformers.cache_utils import CacheLayerMixin as _LayerBase
@@ -348,10 +348,7 @@ def _windows(config: Any) -> list[int | None]:
 def _refuse(states: torch.Tensor) -> None:
     if states.device.type != "cpu":
         raise DeviceUnavailable(f"cache: keys are on {states.device}: want the cpu", hint="use transformers.DynamicCache()")
-    if torch.is_grad_enabled() and states.requires_grad:
-        raise InvalidArgument(
-            "cache: keys and values have no gradient here", hint="run the model under torch.no_grad() or inference_mode()"
-        )
+    refuse_gradients(key=states)
 
 
 @torch.inference_mode(False)  # else the tensors could not be written to outside of it
